@@ -1,0 +1,5 @@
+"""Attacks that make adversarial examples."""
+
+from conadv_tf.attacks.gradient import Pgd
+
+__all__ = ["Pgd"]

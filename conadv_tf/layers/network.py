@@ -1,0 +1,293 @@
+"""A Keras model whose batch normalisations know several branches."""
+
+import logging
+
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf import randomness
+from conadv_tf.layers import routed_dropout
+from conadv_tf.layers import routing
+from conadv_tf.layers import split_batch_norm
+
+_ASSIGNMENTS = frozenset({
+    "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
+_STATEFUL_RANDOM = frozenset({
+    "RandomUniform", "RandomUniformInt", "RandomStandardNormal",
+    "TruncatedNormal", "Multinomial", "RandomGamma", "RandomShuffle",
+    "RngReadAndSkip", "StatefulUniform", "StatefulStandardNormalV2"})
+
+
+def clone(model: tf.keras.Model) -> tf.keras.Model:
+  """Builds the same model again, with the same weights in new variables.
+
+  Args:
+    model: a built Keras model. A subclassed one needs `get_config` (Keras
+      writes it itself where `__init__` takes plain numbers and strings).
+
+  Raises:
+    ValueError: if the model is not built or cannot be built again.
+  """
+  if not model.built:
+    raise ValueError(
+        f"model {model.name!r} is not built; call it on one batch first")
+  try:
+    if isinstance(model, tf.keras.Sequential) or model._is_graph_network:  # pylint: disable=protected-access
+      copy = tf.keras.models.clone_model(model)
+    else:
+      copy = type(model).from_config(model.get_config())
+    if not copy.built:
+      copy(_example_inputs(model, rows=1), training=False)
+    copy.set_weights([read(v) for v in model.weights])
+  except (NotImplementedError, TypeError, ValueError) as error:
+    raise ValueError(
+        f"model {model.name!r} ({type(model).__name__}) cannot be cloned: "
+        f"{error}; implement get_config so that from_config(get_config()) "
+        "builds it again") from error
+  # Configs of containers lose trainable=False that was set on them later.
+  for source, target in zip(model._flatten_layers(), copy._flatten_layers()):  # pylint: disable=protected-access
+    target._trainable = source._trainable  # pylint: disable=protected-access
+  return copy
+
+
+def read(variable: tf.Variable) -> np.ndarray:
+  """A variable's value on the first replica.
+
+  Reading a per-replica moving statistic the ordinary way averages it, which
+  rounds even where all replicas hold the same value.
+  """
+  local = tf.distribute.get_strategy().experimental_local_results(variable)
+  return local[0].numpy()
+
+
+def _example_inputs(model: tf.keras.Model, rows: int) -> tf.Tensor:
+  """Zeros of the shape that the model was built for, [rows, ...]."""
+  spec = model.inputs[0] if model.inputs else None
+  if spec is None:
+    saved = model.save_spec()
+    if saved is None:
+      raise ValueError(
+          f"model {model.name!r} does not know its input shape; call it on "
+          "one batch first")
+    spec = tf.nest.flatten(saved)[0]
+  shape = [rows] + list(spec.shape[1:])
+  if None in shape:
+    shape = [32 if s is None else s for s in shape]
+  return tf.zeros(shape, spec.dtype)
+
+
+class Network(tf.Module):
+  """Owns a converted clone of a model and the extra branches' variables.
+
+  Attributes:
+    model: the converted clone, a Keras model; its own batch normalisations
+      are the clean branch.
+    branches: names of the branches, clean first.
+    layers: the converted batch normalisations in the model's order.
+    layer_variables: for each of them, branch -> BranchVariables.
+    output_shape: of the model, [2, classes].
+  """
+
+  def __init__(self, model: tf.keras.Model, branches: tuple[str, ...]):
+    """Clones and converts a model; the original stays as it is.
+
+    Args:
+      model: any built Keras model with one input and one output.
+      branches: from `routing.BRANCHES`.
+
+    Raises:
+      ValueError: naming the layer, if a batch normalisation cannot be
+        converted or is not reached, or the model cannot be cloned.
+    """
+    super().__init__(name="network")
+    self.branches = branches
+    self.model = clone(model)
+    self.layers: list[tf.keras.layers.Layer] = []
+    self.layer_variables: list[
+        dict[str, split_batch_norm.BranchVariables]] = []
+    self._extra: list[tf.Variable] = []
+    self._extra_trainable: list[tf.Variable] = []
+    self._convert()
+    self._called = self._discover()
+
+  def _convert(self) -> None:
+    for position, layer in enumerate(
+        self.model._flatten_layers(include_self=False)):  # pylint: disable=protected-access
+      split_batch_norm.check_supported(layer)
+      if not isinstance(layer, split_batch_norm.BATCH_NORMS):
+        routed_dropout.route(layer, position)
+        continue
+      if not layer.built:
+        continue  # a built model never called it: it has no variables
+      variables = {self.branches[0]: split_batch_norm.own_variables(layer)}
+      for branch in self.branches[1:]:
+        copy = split_batch_norm.copy_variables(layer, branch)
+        variables[branch] = copy
+        self._extra += copy.trainable() + copy.moving()
+        if layer.trainable:
+          self._extra_trainable += copy.trainable()
+      split_batch_norm.route(layer, len(self.layers), variables)
+      self.layers.append(layer)
+      self.layer_variables.append(variables)
+
+  def _discover(self) -> frozenset[int]:
+    """Traces one TRAIN pass; returns the layers that report statistics.
+
+    The trace also shows what would break the promises of `logits`: a layer
+    that assigns a variable, and stateful random ops.
+    """
+    example = _example_inputs(self.model, rows=2)
+    called: set[int] = set()
+
+    def trace(images: tf.Tensor) -> tf.Tensor:
+      route = routing.Route(((self.branches[0], 2),), routing.Mode.TRAIN,
+                            tf.constant([0, 0]))
+      with routing.routing(route):
+        logits = self.model(images, training=True)
+      called.update(index for index, _ in route.statistics)
+      return logits
+
+    with tf.init_scope():
+      traced = tf.function(trace, autograph=False).get_concrete_function(
+          tf.TensorSpec(example.shape, example.dtype))
+    self.output_shape = traced.structured_outputs.shape
+    graph = traced.graph
+    operations = [(op.type, op.name) for op in graph.get_operations()]
+    for function in graph.as_graph_def().library.function:
+      operations += [(node.op, node.name) for node in function.node_def]
+    for kind, name in operations:
+      if kind in _ASSIGNMENTS:
+        raise ValueError(
+            f"layer {name.rsplit('/', 1)[0]!r} assigns a variable during the "
+            "forward pass: a batch normalisation that was not reached (keep "
+            "it as an attribute of its layer), or another stateful layer")
+    drawing = [name for kind, name in operations if kind in _STATEFUL_RANDOM]
+    if drawing:
+      logging.warning(
+          "%s draws stateful random numbers: resume and other arrangements of "
+          "replicas will not be exact", drawing[0])
+    return frozenset(called)
+
+  @property
+  def trainable_variables(self) -> list[tf.Variable]:
+    """The model's, then gamma and beta of the other branches."""
+    return self.model.trainable_variables + self._extra_trainable
+
+  @property
+  def variables(self) -> list[tf.Variable]:
+    """All weights and statistics of all branches, in a fixed order."""
+    return self.model.variables + self._extra
+
+  def logits(
+      self, images: tf.Tensor, segments: routing.Segments,
+      mode: routing.Mode, key: randomness.Key | None = None
+  ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
+    """Runs the model; assigns nothing.
+
+    Args:
+      images: [b, h, w, c], any real dtype, in the model's pixel range.
+      segments: static ((branch, rows), ...) that cover the b rows in order.
+      mode: TRAIN, PROBE or EVAL.
+      key: int32 [2], for the dropout masks of TRAIN.
+
+    Returns:
+      The model's output [b, classes] as float32; in TRAIN also the packed
+      batch statistics, float32 [n], for `update_statistics`.
+    """
+    route = routing.Route(segments, mode, key)
+    with routing.routing(route):
+      outputs = self.model(tf.cast(images, tf.float32),
+                           training=mode is not routing.Mode.EVAL)
+    outputs = tf.cast(outputs, tf.float32)
+    if mode is not routing.Mode.TRAIN:
+      return outputs
+    return outputs, self._pack(route)
+
+  def _pack(self, route: routing.Route) -> tf.Tensor:
+    values = []
+    for index, branch in self._slots(route.segments):
+      calls = route.statistics[index, branch]
+      for moment in zip(*calls):
+        # A layer called several times contributes the mean of its calls.
+        mean = tf.add_n(moment) / len(moment) if len(moment) > 1 else moment[0]
+        values.append(tf.reshape(tf.cast(mean, tf.float32), [-1]))
+    return tf.concat(values, axis=0) if values else tf.zeros([0])
+
+  def _slots(self, segments: routing.Segments) -> list[tuple[int, str]]:
+    branches = list(dict.fromkeys(branch for branch, _ in segments))
+    return [(index, branch) for index in sorted(self._called)
+            for branch in branches]
+
+  def statistics_size(self, segments: routing.Segments) -> int:
+    """Length of the packed statistics of a TRAIN pass."""
+    return sum(v.shape.num_elements()
+               for index, branch in self._slots(segments)
+               for v in self.layer_variables[index][branch].moving())
+
+  def regularisation(self) -> tf.Tensor:
+    """The model's own losses of the last TRAIN pass, a float32 scalar."""
+    losses = [tf.cast(loss, tf.float32) for loss in self.model.losses]
+    for layer, variables in zip(self.layers, self.layer_variables):
+      for branch in self.branches[1:]:
+        for name in ("gamma", "beta"):
+          regularizer = getattr(layer, f"{name}_regularizer", None)
+          value = getattr(variables[branch], name)
+          if regularizer is not None and value is not None:
+            losses.append(regularizer(value))
+    return tf.add_n(losses) if losses else tf.zeros([])
+
+  def update_statistics(self, packed: tf.Tensor,
+                        segments: routing.Segments) -> None:
+    """Moves the moving statistics one step towards batch statistics.
+
+    Args:
+      packed: float32 [n], from `logits` with the same segments, averaged over
+        virtual replicas.
+      segments: those of the TRAIN pass.
+    """
+    position = 0
+    for index, branch in self._slots(segments):
+      momentum = self.layers[index].momentum
+      for moving in self.layer_variables[index][branch].moving():
+        size = moving.shape.num_elements()
+        value = tf.reshape(packed[position:position + size], moving.shape)
+        moving.assign_sub((moving - tf.cast(value, moving.dtype))
+                          * (1.0 - momentum))
+        position += size
+
+  def merge(self, branch: str = routing.CLEAN) -> tf.keras.Model:
+    """A plain Keras model with one branch's weights, in new variables.
+
+    Raises:
+      ValueError: if there is no such branch.
+    """
+    if branch not in self.branches:
+      raise ValueError(f"no branch {branch!r}; there are {self.branches}")
+    model = clone(self.model)
+    norms = [layer for layer in model._flatten_layers(include_self=False)  # pylint: disable=protected-access
+             if isinstance(layer, split_batch_norm.BATCH_NORMS)
+             and layer.built]
+    for layer, variables in zip(norms, self.layer_variables):
+      source = variables[branch]
+      target = split_batch_norm.own_variables(layer)
+      for from_, to in zip(source.trainable() + source.moving(),
+                           target.trainable() + target.moving()):
+        to.assign(read(from_))
+    return model
+
+  def copy(self) -> "Network":
+    """Another network with the same values in variables of its own."""
+    other = Network(self.model, self.branches)
+    other.assign(self.variables)
+    return other
+
+  def assign(self, values: list[tf.Variable]) -> None:
+    """Copies values (in `variables` order) into this network, eagerly."""
+    for target, value in zip(self.variables, values):
+      target.assign(read(value) if isinstance(value, tf.Variable) else value)
+
+
+def convert(model: tf.keras.Model,
+            branches: tuple[str, ...] = routing.BRANCHES[2]) -> Network:
+  """Converts any Keras model to split batch normalisation (a clone of it)."""
+  return Network(model, branches)

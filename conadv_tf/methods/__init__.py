@@ -1,0 +1,7 @@
+"""Training methods, one file each."""
+
+from conadv_tf.methods.conadv import ConAdv
+from conadv_tf.methods.disadv import DisAdv
+from conadv_tf.methods.vanilla import Vanilla
+
+__all__ = ["ConAdv", "DisAdv", "Vanilla"]

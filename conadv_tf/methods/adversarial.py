@@ -1,0 +1,82 @@
+"""What methods that train on clean and adversarial images have in common."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from conadv_tf.attacks import gradient as gradient_attacks
+from conadv_tf.layers import routing
+from conadv_tf.methods import method
+
+
+class AdversarialMethod(method.Method):
+  """Options of training on a batch and its adversarial copy.
+
+  Attributes:
+    adversarial_fraction: r; the first round(r * b) rows of each virtual
+      replica get an adversarial copy.
+    adversarial_weight: w in (1 - w) * clean + w * adversarial loss.
+    bn_branches: 2 splits batch normalisation; 1 normalises clean and
+      adversarial rows together, once.
+    rebalance_branch_gradients: divides the gradients of each branch's own
+      gamma and beta by the branch's share of the loss.
+  """
+
+  terms = ("loss", "clean_loss", "adversarial_loss", "adversarial_accuracy",
+           "perturbation_linf", "perturbation_l2")
+
+  def __init__(self, *, adversarial_fraction: float = 1.0,
+               adversarial_weight: float = 0.5, bn_branches: int = 2,
+               rebalance_branch_gradients: bool = False):
+    """Checks and keeps the options.
+
+    Raises:
+      ValueError: if an option is outside its range.
+    """
+    if not 0 < adversarial_fraction <= 1:
+      raise ValueError("adversarial_fraction must be in (0, 1], got "
+                       f"{adversarial_fraction}")
+    if not 0 <= adversarial_weight < 1:
+      raise ValueError("adversarial_weight must be in [0, 1), got "
+                       f"{adversarial_weight}")
+    if bn_branches not in (1, 2):
+      raise ValueError(f"bn_branches must be 1 or 2, got {bn_branches}")
+    self.adversarial_fraction = adversarial_fraction
+    self.adversarial_weight = adversarial_weight
+    self.bn_branches = bn_branches
+    self.branches = routing.BRANCHES[bn_branches]
+    self.passes_per_step = 3.0 + 5.0 * adversarial_fraction
+
+  def segments(self, rows: int) -> routing.Segments:
+    """Clean rows, then their adversarial copies."""
+    copies = self.adversarial_rows(rows)
+    if self.bn_branches == 1:
+      return ((routing.CLEAN, rows + copies),)
+    return ((routing.CLEAN, rows), (routing.ADVERSARIAL, copies))
+
+  def adversarial_rows(self, rows: int) -> int:
+    """How many of `rows` get an adversarial copy."""
+    return method.adversarial_rows(rows, self.adversarial_fraction)
+
+  def default_attack(self, attack: gradient_attacks.Pgd
+                     ) -> gradient_attacks.Pgd:
+    """Adversarial branch, random start (ConAdv section 4.1)."""
+    return dataclasses.replace(
+        attack,
+        branch=attack.branch or routing.ADVERSARIAL,
+        random_start=(1.0 if attack.random_start is None
+                      else attack.random_start))
+
+  def make_adversary(self, ctx: method.Context,
+                     batch: method.Batch) -> tf.Tensor:
+    """Adversarial copies of the received batch's first rows."""
+    return method.make_adversary(
+        ctx, batch, self.adversarial_rows(batch.image.shape[0]))
+
+  def train_on_pair(self, ctx: method.Context, batch: method.Batch,
+                    adversarial_image: tf.Tensor
+                    ) -> method.StepResult:
+    """One gradient on a clean batch and its adversarial copy."""
+    return method.train(
+        ctx, batch, adversarial_image,
+        self.segments(batch.image.shape[0]), self.adversarial_weight)

@@ -1,0 +1,101 @@
+"""ConAdv: adversarial examples from stale weights, beside the update."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from conadv_tf.methods import adversarial
+from conadv_tf.methods import method
+
+CONCURRENT = "concurrent"
+SEQUENTIAL = "sequential"
+
+
+class ConAdv(adversarial.AdversarialMethod):
+  r"""Concurrent adversarial learning.
+
+  Paper: Liu et al., Concurrent Adversarial Learning for Large-Batch
+  Training, ICLR 2022; section 3.3, equations 3 to 5, Algorithm 1.
+
+  | paper                      | here                                       |
+  |----------------------------|--------------------------------------------|
+  | B_{c,t}, B_{a,t}           | `batch`, `adversarial_image`               |
+  | theta_t                    | `ctx.network`                              |
+  | theta_{t-tau}, tau         | `ctx.attack_network`, `lag`                |
+  | x_hat(theta_{t-tau})       | `held.adversarial_image`                   |
+  | main BN, adv BN            | branches "clean" and "adversarial"         |
+  | alpha, p                   | `attack.step_size`, `attack.radius`        |
+
+  The adversary of batch B_t is made with theta_max(0, t - lag).
+
+  * `execution="concurrent"`: step t receives B_{t+1}. It trains on the held
+    pair of B_t and attacks B_{t+1}; no data flows between the two. For lag 1
+    the attack uses the live weights before the update (equation 5); for a
+    larger lag a copy that is lag - 1 updates old.
+  * `execution="sequential"`: step t receives B_t and attacks it with a copy
+    that is `lag` updates old, then trains. Slower, simpler: the reference.
+    Both give the same weights.
+
+  Work: 8 F a step as DisAdv (attack 2 F, training pass 6 F), but the longest
+  chain is the training pass alone: 2 F where processors suffice.
+  Memory: concurrent, one batch as it came and its adversaries as float32,
+  and lag - 1 weight sets; sequential, `lag` weight sets.
+  Degenerates to DisAdv at lag 0; at learning rate 0 every lag is equal.
+
+  Deviations. Equations 3 and 5 print the raw gradient; the default is the
+  sign, on the linf ball of assumption 2 (`attack.direction`). Algorithm 1
+  attacks B_{t+lag} with the live weights and queues lag batches: the same
+  trajectory with lag batches held instead of lag - 1 weight sets. Equation 2
+  and Algorithm 1 print the sum of both losses, equation 4 half of it:
+  `adversarial_weight=0.5` is equation 4. LARS nearly cancels the factor in
+  the tensors that it scales, but not in gamma, beta and biases; each
+  branch's gamma and beta see only their own half, which
+  `rebalance_branch_gradients` undoes. The released code targets random
+  classes, starts from noise for 80 % of the batches and measures the radius
+  in other units (`attack.target`, `attack.random_start`).
+  """
+
+  def __init__(self, lag: int = 1, execution: str = CONCURRENT, **options: Any):
+    """Makes the method.
+
+    Args:
+      lag: tau, in updates; 0 is DisAdv and ignores `execution`.
+      execution: "concurrent" or "sequential".
+      **options: of `AdversarialMethod`.
+
+    Raises:
+      ValueError: if an option is outside its range.
+    """
+    super().__init__(**options)
+    if lag < 0:
+      raise ValueError(f"lag must be >= 0, got {lag}")
+    if execution not in (CONCURRENT, SEQUENTIAL):
+      raise ValueError(
+          f"execution must be {CONCURRENT!r} or {SEQUENTIAL!r}, got "
+          f"{execution!r}")
+    self.lag = lag
+    self.execution = execution
+    self.lookahead = int(lag >= 1 and execution == CONCURRENT)
+    self.lagged_copies = lag - self.lookahead
+
+  def held_spec(self, batch: method.Batch) -> method.Held:
+    """The batch as it came and its adversaries in float32."""
+    rows = self.adversarial_rows(batch.image.shape[0])
+    return method.Held(batch, tf.TensorSpec([rows] + batch.image.shape[1:]))
+
+  def prime(self, ctx: method.Context, batch: method.Batch) -> method.Held:
+    """x_hat_0, made with theta_0: what step 0 trains on."""
+    return method.Held(batch, self.make_adversary(ctx, batch))
+
+  def step(self, ctx: method.Context, batch: method.Batch,
+           held: Any) -> method.StepResult:
+    """Algorithm 1, one worker k, one iteration t."""
+    if not self.lookahead:
+      adversarial_image = self.make_adversary(ctx, batch)
+      return self.train_on_pair(ctx, batch, adversarial_image)
+
+    # Gradient at theta_t on (B_t, x_hat_t), made one step ago.
+    result = self.train_on_pair(ctx, held.batch, held.adversarial_image)
+    # Meanwhile x_hat_{t+1} from B_{t+1}, with weights that are old by then.
+    return result._replace(
+        held=method.Held(batch, self.make_adversary(ctx, batch)))

@@ -1,0 +1,85 @@
+"""Losses of single examples, and the one function that reduces them."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+# (labels, outputs [b, classes]) -> float32 [b]
+PerExampleLoss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def per_example_loss(loss: str | tf.keras.losses.Loss | Callable
+                     ) -> PerExampleLoss:
+  """Turns what `compile(loss=...)` takes into a loss of single examples.
+
+  Args:
+    loss: a Keras loss name, function or object; its reduction is ignored.
+
+  Returns:
+    A function of labels [b] or [b, classes] and outputs [b, classes] that
+    gives float32 [b].
+
+  Raises:
+    ValueError: if `loss` is None or unknown to Keras.
+  """
+  if loss is None:
+    raise ValueError("compile() needs a loss")
+  loss = tf.keras.losses.get(loss)
+  # A Loss object's `call` is the loss before any reduction.
+  function = loss.call if isinstance(loss, tf.keras.losses.Loss) else loss
+
+  def call(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    values = tf.cast(function(labels, outputs), tf.float32)
+    if values.shape.rank and values.shape.rank > 1:
+      values = tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
+    return values
+
+  return call
+
+
+def weighted_mean(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+  """Reduces per-example values; the only reduction of a loss.
+
+  Divides by the sum of weights and not by the number of rows, so that padded
+  rows (weight 0) neither count nor dilute. Virtual replicas are later
+  averaged in proportion to their weight, which makes this the mean over the
+  global batch.
+
+  Args:
+    values: float32 [b].
+    weight: float32 [b].
+
+  Returns:
+    float32 scalar, 0 if all weights are 0.
+  """
+  total = tf.reduce_sum(weight)
+  return tf.math.divide_no_nan(tf.reduce_sum(values * weight), total)
+
+
+def is_classification(labels: tf.Tensor | tf.TensorSpec,
+                      outputs: tf.Tensor | tf.TensorSpec) -> bool:
+  """Whether the shapes are those of a classification.
+
+  Args:
+    labels: [b] or [b, 1], or class probabilities [b, classes].
+    outputs: [b, classes].
+  """
+  if outputs.shape.rank != 2 or outputs.shape[1] < 2:
+    return False
+  return labels.shape.rank == 1 or (
+      labels.shape.rank == 2 and labels.shape[1] in (1, outputs.shape[1]))
+
+
+def is_correct(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+  """Whether the largest output is the label's class, float32 [b].
+
+  Args:
+    labels: integer [b] or [b, 1], or class probabilities [b, classes].
+    outputs: [b, classes].
+  """
+  if labels.shape.rank == 2 and labels.shape[1] == outputs.shape[1]:
+    classes = tf.argmax(labels, axis=1, output_type=tf.int32)
+  else:
+    classes = tf.reshape(tf.cast(labels, tf.int32), [-1])
+  predicted = tf.argmax(outputs, axis=1, output_type=tf.int32)
+  return tf.cast(predicted == classes, tf.float32)

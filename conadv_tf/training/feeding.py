@@ -1,0 +1,148 @@
+"""Turns what users give to `fit` into the stream that the trainer needs.
+
+Elements get static shapes (held state and TPUs need them), every batch comes
+once an epoch, and a method that looks ahead finds one more batch at the end.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass
+class Feed:
+  """A dataset of micro batches and the arguments for Keras's `fit`."""
+
+  dataset: tf.data.Dataset
+  steps_per_epoch: int
+  options: dict[str, Any]
+
+
+def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
+            pixel_range: tuple[float, float], replicas: int,
+            options: Mapping[str, Any]) -> Feed:
+  """Prepares the data of one `fit` call.
+
+  Args:
+    x: a `tf.data.Dataset` of (x, y[, weight]) batches, or an array.
+    y: labels, where x is an array.
+    lookahead: batches that the method receives ahead, 0 or 1.
+    micro_batches: elements per update.
+    pixel_range: what image values span.
+    replicas: that share an element.
+    options: the other arguments of `fit`.
+
+  Raises:
+    ValueError: if the data cannot be fed; the message says what to do.
+  """
+  options = dict(options)
+  steps = options.pop("steps_per_epoch", None)
+  epochs = options.get("epochs", 1) - options.get("initial_epoch", 0)
+  if isinstance(x, tf.data.Dataset):
+    dataset = x
+  else:
+    dataset = _from_arrays(x, y, options)
+  _check_element(dataset.element_spec, pixel_range)
+  dataset, count = _static(dataset)
+  rows = dataset.element_spec[0].shape[0]
+  if rows % replicas:
+    raise ValueError(f"batches of {rows} examples do not divide among "
+                     f"{replicas} replicas")
+  ahead = lookahead * micro_batches
+  if count == tf.data.INFINITE_CARDINALITY:
+    if steps is None:
+      raise ValueError("the dataset is infinite: pass steps_per_epoch")
+  elif count == tf.data.UNKNOWN_CARDINALITY:
+    if steps is None:
+      raise ValueError(
+          "the dataset's cardinality is unknown: pass steps_per_epoch with a "
+          "repeated dataset, or tf.data.experimental.assert_cardinality(n)")
+  elif steps is None or steps * micro_batches == count:
+    steps = count // micro_batches
+    if steps == 0:
+      raise ValueError(f"{count} batches are too few for {micro_batches} "
+                       "micro batches an update")
+    if count % micro_batches:
+      logging.warning("dropping the last %d of %d micro batches of an epoch",
+                      count % micro_batches, count)
+    once = dataset.take(steps * micro_batches)
+    dataset = once.repeat(epochs).concatenate(once.take(ahead))
+  else:
+    dataset = dataset.concatenate(dataset.take(ahead))
+  return Feed(dataset, steps, options)
+
+
+def _from_arrays(x: Any, y: Any, options: dict[str, Any]) -> tf.data.Dataset:
+  """Batches arrays as Keras does; consumes the options that it uses."""
+  if y is None or not hasattr(x, "shape") or not hasattr(y, "shape"):
+    raise ValueError("fit takes a tf.data.Dataset of (x, y), or arrays x and "
+                     f"y; got {type(x).__name__}")
+  arrays = [np.asarray(x), np.asarray(y)]
+  weight = options.pop("sample_weight", None)
+  if weight is not None:
+    arrays.append(np.asarray(weight))
+  fraction = options.pop("validation_split", 0.0)
+  batch_size = options.pop("batch_size", None) or 32
+  shuffle = options.pop("shuffle", True)
+  if fraction:
+    cut = int(len(x) * (1.0 - fraction))
+    options["validation_data"] = tuple(a[cut:] for a in arrays)
+    arrays = [a[:cut] for a in arrays]
+  if options.get("validation_batch_size") is None and (
+      not isinstance(options.get("validation_data"), tf.data.Dataset)):
+    options["validation_batch_size"] = batch_size
+  dataset = tf.data.Dataset.from_tensor_slices(tuple(arrays))
+  if shuffle:
+    dataset = dataset.shuffle(len(arrays[0]))
+  return dataset.batch(batch_size)
+
+
+def _check_element(spec: Any, pixel_range: tuple[float, float]) -> None:
+  if not isinstance(spec, tuple) or len(spec) not in (2, 3) or not all(
+      isinstance(s, tf.TensorSpec) for s in spec):
+    raise ValueError("dataset elements must be (x, y) or (x, y, weight) "
+                     f"tensors, got {spec}")
+  low, high = pixel_range
+  if spec[0].dtype == tf.uint8 and high - low <= 1:
+    raise ValueError(f"uint8 images do not span {pixel_range}: pass "
+                     "pixel_range=(0., 255.) to Trainer, or scale the images")
+
+
+def _static(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, int]:
+  """Gives elements a static batch size; drops a shorter last batch.
+
+  Returns:
+    (dataset, its cardinality or one of the negative constants).
+  """
+  count = int(dataset.cardinality())
+  if count == 0:
+    raise ValueError("the dataset is empty")
+  spec = dataset.element_spec
+  if spec[0].shape.rank is None:
+    raise ValueError("images must have a known rank")
+  if all(s.shape.is_fully_defined() for s in spec):
+    return dataset, count
+  first = [t.shape for t in next(iter(dataset.take(1)))]
+  if count > 0:
+    # Costs one pass over the input; drop_remainder=True avoids it.
+    last = next(iter(dataset.skip(count - 1)))[0].shape[0]
+    if last != first[0][0]:
+      logging.warning(
+          "dropping a shorter last batch of %d examples (batches have %d)",
+          last, first[0][0])
+      count -= 1
+      dataset = dataset.take(count)
+    if count == 0:
+      raise ValueError("the dataset is empty")
+  else:
+    dataset = dataset.filter(
+        lambda *element: tf.shape(element[0])[0] == first[0][0])
+
+  def fix(*element: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    return tuple(tf.ensure_shape(t, s) for t, s in zip(element, first))
+
+  return dataset.map(fix), count

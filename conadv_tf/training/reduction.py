@@ -1,0 +1,53 @@
+"""The one reduction of an update: gradients and statistics over V.
+
+An update averages over V = micro batches x replicas virtual replicas.
+Everything travels as one flat vector, so that there is one all-reduce.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+class Packing:
+  """Packs one virtual replica's contribution into a flat vector.
+
+  The vector holds share * gradients, share * statistics and the share itself,
+  where the share is the virtual replica's mean example weight (1 where
+  nothing is padded).
+  """
+
+  def __init__(self, shapes: Sequence[tf.TensorShape], statistics: int,
+               deterministic: bool):
+    """Sets the layout.
+
+    Args:
+      shapes: of the gradients.
+      statistics: length of the packed batch statistics.
+      deterministic: sums in float64 and rounds once, so that every
+        arrangement with the same V gives the same bits; else float32.
+    """
+    self._shapes = [tf.TensorShape(s) for s in shapes]
+    self._sizes = [s.num_elements() for s in self._shapes] + [statistics, 1]
+    self.size = sum(self._sizes)
+    self.dtype = tf.float64 if deterministic else tf.float32
+
+  def pack(self, gradients: Sequence[tf.Tensor], statistics: tf.Tensor,
+           share: tf.Tensor) -> tf.Tensor:
+    """One vector [size] of `dtype`."""
+    flat = [tf.reshape(g, [-1]) for g in gradients]
+    flat = tf.cast(tf.concat(flat + [statistics], axis=0), self.dtype)
+    share = tf.cast(share, self.dtype)
+    return tf.concat([flat * share, tf.reshape(share, [1])], axis=0)
+
+  def unpack(self, total: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Divides a sum of vectors by its share and rounds to float32.
+
+    Returns:
+      (gradients, statistics).
+    """
+    share = tf.maximum(total[-1], tf.cast(1e-30, self.dtype))
+    mean = tf.cast(total[:-1] / share, tf.float32)
+    parts = tf.split(mean, self._sizes[:-1])
+    gradients = [tf.reshape(p, s) for p, s in zip(parts, self._shapes)]
+    return gradients, parts[-1]
