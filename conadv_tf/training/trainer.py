@@ -1,5 +1,6 @@
 """The Keras model that trains another one with a method of this package."""
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -105,7 +106,7 @@ class Trainer(tf.keras.Model):
   def _start_lagged_copies(self) -> None:
     """Before the first update every older weight set is theta_0."""
     if self.lagged_network and self.step_counter.numpy() == 0:
-      for copies in [self.lagged_network.variables] + self._younger:
+      for copies in self.lagged_sets():
         for target, source in zip(copies, self.network.variables):
           target.assign(networks.read(source))
 
@@ -332,8 +333,7 @@ class Trainer(tf.keras.Model):
              statistics: tf.Tensor) -> None:
     """Shifts lagged copies, then moves statistics and weights."""
     if self.lagged_network:
-      sets = [self.lagged_network.variables] + self._younger
-      sets.append(self.network.variables)
+      sets = self.lagged_sets() + [self.network.variables]
       for older, younger in zip(sets, sets[1:]):
         strategies.copy_variables(older, younger)
     rows = self._element_spec[0].shape[0]
@@ -341,10 +341,9 @@ class Trainer(tf.keras.Model):
     with tf.name_scope("apply"):
       self._means["gradient_norm"].update_state(
           tf.linalg.global_norm(gradients))
-      ratios = getattr(self.optimizer, "trust_ratios", None)
-      if ratios is not None:
-        values = tf.stack(ratios(gradients, variables))
-        self._means["trust_ratio"].update_state(tf.reduce_mean(values))
+      if "trust_ratio" in self._means:
+        ratios = self.optimizer.trust_ratios(gradients, variables)
+        self._means["trust_ratio"].update_state(tf.reduce_mean(ratios))
       self.network.update_statistics(statistics, self.method.segments(rows))
       self.optimizer.apply_gradients(zip(gradients, variables),
                                      skip_gradients_aggregation=True)
@@ -457,10 +456,11 @@ class Trainer(tf.keras.Model):
     if self.method.lookahead and not self._primed:
       self._prime_held(iterator)
     count = int(self._steps_per_execution.numpy())
-    if not self.snapshot_next:
+    takes_snapshot = self.snapshot_next and self.method.lookahead
+    self.snapshot_next = False
+    if not takes_snapshot:
       return self._run(iterator, count)
     # A checkpoint follows: keep the weights that the last attack used.
-    self.snapshot_next = False
     if count > 1:
       self._run(iterator, count - 1)
     self._snapshot = self.attack_weights()
@@ -478,10 +478,42 @@ class Trainer(tf.keras.Model):
     network = self.lagged_network or self.network
     return [networks.read(v) for v in network.variables]
 
+  def lagged_sets(self) -> list[list[tf.Variable]]:
+    """The older weight sets, oldest first; [] where there are none."""
+    if not self.lagged_network:
+      return []
+    return [self.lagged_network.variables] + self._younger
+
   @property
   def snapshot(self) -> list[Any]:
     """What made the held adversaries; [] unless `snapshot_next` was set."""
     return self._snapshot
+
+  def perturb(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Adversarial copies of a batch under the current weights, to look at.
+
+    Args:
+      images: [b, h, w, c] in the pixel range.
+      labels: as in training.
+
+    Returns:
+      float32 [b, h, w, c].
+    """
+    results = self._perturb(tf.convert_to_tensor(images),
+                            tf.convert_to_tensor(labels))
+    return self.distribute_strategy.experimental_local_results(results)[0]
+
+  @functools.cached_property
+  def _perturb(self) -> Any:
+    def attack(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+      rows = images.shape[0]
+      ctx = self._context(tf.constant(0), 0, self.network)
+      batch = methods.Batch(images, labels, tf.ones([rows]))
+      return methods.make_adversary(ctx, batch, rows)
+
+    return tf.function(
+        lambda *args: self.distribute_strategy.run(attack, args=args),
+        autograph=False)
 
   def restore_snapshot(self, values: list[Any]) -> None:
     """Makes the next priming attack with these weights, once."""

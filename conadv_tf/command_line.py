@@ -1,0 +1,21 @@
+"""What the mains share: user errors in one line, exit code 2."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import sys
+import warnings
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+  """Turns InputError into one line on stderr and exit code 2."""
+  # TensorFlow's start-up chatter would bury that line.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  warnings.filterwarnings("ignore", module="google")
+  from conadv_tf import config
+  try:
+    yield
+  except config.InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""Data: sources with random access, and the batches made from them."""

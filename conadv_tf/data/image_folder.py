@@ -1,0 +1,163 @@
+"""Image files in one folder per class."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from conadv_tf.config import DataConfig, InputError
+from conadv_tf.data import source
+
+_TRAIN = ('train',)
+_VALIDATION = ('validation', 'val', 'test')
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.gif', '.bmp')
+_SIGNATURES = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'BM')
+_CACHE_LIMIT = 4 * 2**30  # Bytes of encoded images kept in memory.
+
+
+def load(data: DataConfig) -> source.Splits:
+  """Loads `path/train/<class>/*` and `path/validation/<class>/*`.
+
+  The second folder may also be called `val` or `test`. Classes are numbered
+  in the order of their sorted names. Images are JPEG, PNG, GIF (first frame)
+  or 24-bit BMP; hidden files are ignored.
+
+  Args:
+    data: `path` is the folder and `image_size`, in pixels, is required. With
+      `cache`, encoded files are held in memory where all of a split's fit
+      into 4 GiB; otherwise they are read anew each time.
+
+  Returns:
+    Splits of RGB images, uint8 [image_size, image_size, 3].
+
+  Raises:
+    InputError: a folder is missing or empty, a validation class is not a
+      training class, or a file is empty or of another kind. Files whose
+      content is broken further on are found by `EncodedSource.check`.
+  """
+  if not data.path:
+    raise InputError('data.path is null; data.name=image_folder needs the '
+                     'folder that holds train/ and validation/.')
+  if data.image_size is None:
+    raise InputError('data.image_size is null; data.name=image_folder needs '
+                     'the size, in pixels, that images are resized to.')
+  train, validation = (
+      _split_folder(data.path, names) for names in (_TRAIN, _VALIDATION))
+  classes = _class_names(train)
+  if data.num_classes not in (None, len(classes)):
+    raise InputError(
+        f'data.num_classes={data.num_classes}: {train} has {len(classes)} '
+        'class folders; leave it null.')
+  extra = sorted(set(_class_names(validation)) - set(classes))
+  if extra:
+    raise InputError(
+        f'{validation}: class {extra[0]} is not in {train}; add it there or '
+        'remove it here.')
+  return source.Splits(
+      source.truncate(
+          _make(train, classes, data.image_size, data.cache),
+          data.num_examples),
+      _make(validation, classes, data.image_size, data.cache))
+
+
+def _make(
+    folder: str, classes: Sequence[str], image_size: int, cache: bool
+) -> source.EncodedSource:
+  """Makes the source of one split."""
+  paths, labels, total = [], [], 0
+  present = set(_class_names(folder))
+  for label, name in enumerate(classes):
+    if name not in present:
+      continue
+    for path in _image_files(os.path.join(folder, name)):
+      size = tf.io.gfile.stat(path).length
+      if not size:
+        raise InputError(f'{path}: the file is empty; replace or remove it.')
+      paths.append(path)
+      labels.append(label)
+      total += size
+  if not paths:
+    raise InputError(f'{folder}: holds no images; put them into '
+                     f'{folder}/<class>/.')
+  if cache and total > _CACHE_LIMIT:
+    logging.info('%s: %.1f GiB of images are read from the files each time, '
+                 'since data.cache holds at most %.0f GiB.', folder,
+                 total / 2**30, _CACHE_LIMIT / 2**30)
+    cache = False
+  contents = paths
+  if cache:
+    contents = [_read(path) for path in paths]
+  for i, path in enumerate(paths):
+    # Without a cache only BMP files are opened here: a palette would be
+    # decoded to wrong colours without an error.
+    if cache or path.lower().endswith('.bmp'):
+      _check_signature(path, contents[i] if cache else _read(path, 32))
+  return source.EncodedSource(
+      contents, np.array(labels), image_size=image_size,
+      num_classes=len(classes), class_names=classes, from_files=not cache,
+      names=paths, where=folder)
+
+
+def _split_folder(path: str, names: Sequence[str]) -> str:
+  """Returns the folder of a split, under any of its names."""
+  for name in names:
+    folder = os.path.join(path, name)
+    if tf.io.gfile.isdir(folder):
+      return folder
+  found = 'the folder does not exist'
+  if tf.io.gfile.isdir(path):
+    found = f'found: {", ".join(_list(path)[:10]) or "nothing"}'
+  raise InputError(
+      f'data.path={path}: no folder {" or ".join(names)} in it ({found}).')
+
+
+def _class_names(folder: str) -> list[str]:
+  """Returns the sorted class folders, or raises InputError for none."""
+  names = [name for name in _list(folder)
+           if tf.io.gfile.isdir(os.path.join(folder, name))]
+  if not names:
+    raise InputError(f'{folder}: has no class folders; put images into '
+                     f'{folder}/<class>/.')
+  return names
+
+
+def _image_files(folder: str) -> list[str]:
+  """Returns the sorted paths of a class; raises InputError for a stranger."""
+  names = _list(folder)
+  for name in names:
+    if not name.lower().endswith(_EXTENSIONS):
+      raise InputError(
+          f'{os.path.join(folder, name)}: not an image by its name '
+          f'({", ".join(_EXTENSIONS)}); remove it.')
+  return [os.path.join(folder, name) for name in names]
+
+
+def _list(folder: str) -> list[str]:
+  """Returns sorted names without hidden ones (gfile may end folders in /)."""
+  names = (name.rstrip('/') for name in tf.io.gfile.listdir(folder))
+  return sorted(name for name in names if not name.startswith('.'))
+
+
+def _read(path: str, limit: int = -1) -> bytes:
+  """Returns the (first) bytes of a file, or raises InputError."""
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as file:
+      return file.read(limit)
+  except tf.errors.OpError as error:
+    raise InputError(f'{path}: cannot be read '
+                     f'({source.first_line(error)}).') from error
+
+
+def _check_signature(path: str, content: bytes) -> None:
+  """Raises InputError if the first bytes are no image we decode."""
+  if not content.startswith(_SIGNATURES):
+    raise InputError(
+        f'{path}: the content is not a JPEG, PNG, GIF or BMP image; replace '
+        'or remove it.')
+  # Offset 28 of a BMP file holds the bits per pixel.
+  if content.startswith(b'BM') and content[28:30] != b'\x18\x00':
+    raise InputError(
+        f'{path}: only BMP files of 24 bits per pixel can be read; save it as '
+        'PNG.')

@@ -1,0 +1,95 @@
+"""Arrays in a NumPy .npz file."""
+
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf.config import DataConfig, InputError
+from conadv_tf.data import source
+
+_KEYS = ('x_train', 'y_train', 'x_test', 'y_test')
+
+
+def load(data: DataConfig) -> source.Splits:
+  """Loads x_train, y_train, x_test and y_test.
+
+  Args:
+    data: `path` is the file; image_size must be null or the arrays' own;
+      num_classes null means the largest label of both splits plus 1.
+
+  Returns:
+    The two splits; images uint8 [h, w, c].
+
+  Raises:
+    InputError: no such file, not an .npz file, a key missing, or arrays that
+      are not uint8 images with integer labels.
+  """
+  if not data.path:
+    raise InputError('data.path is null; data.name=npz needs the .npz file.')
+  arrays = _read(data.path)
+  where = {split: f'{data.path} ({split})' for split in ('train', 'test')}
+  images = {
+      split: source.check_images(arrays[f'x_{split}'], name, data.image_size)
+      for split, name in where.items()}
+  labels = {
+      split: source.check_labels(
+          arrays[f'y_{split}'], name, data.num_classes)
+      for split, name in where.items()}
+  num_classes = data.num_classes or 1 + max(
+      int(values.max()) for values in labels.values())
+  train, test = (
+      source.ArraySource(
+          images[split], labels[split], num_classes=num_classes, where=name)
+      for split, name in where.items())
+  if train.image_shape != test.image_shape:
+    raise InputError(
+        f'{data.path}: x_train has images of shape {train.image_shape} but '
+        f'x_test of {test.image_shape}; make them equal.')
+  return source.Splits(source.truncate(train, data.num_examples), test)
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+  """Returns the four arrays; raises InputError where it cannot."""
+  if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+    raise InputError(f'data.path={path}: no such file; give an .npz file.')
+  try:
+    with tf.io.gfile.GFile(path, 'rb') as file:
+      if not zipfile.is_zipfile(file):
+        raise InputError(
+            f'data.path={path}: not an .npz file; write it with np.savez.')
+      file.seek(0)
+      # Pickled arrays can run any code, so they are never loaded.
+      with np.load(file, allow_pickle=False) as archive:
+        missing = [key for key in _KEYS if key not in archive.files]
+        if missing:
+          raise InputError(
+              f'data.path={path}: no {", ".join(missing)}; the keys found are '
+              f'{", ".join(archive.files) or "none"}, needed are '
+              f'{", ".join(_KEYS)}.')
+        return {key: _array(archive, key, path) for key in _KEYS}
+  except (OSError, EOFError, zipfile.BadZipFile, zlib.error,
+          NotImplementedError, tf.errors.OpError) as error:
+    raise InputError(
+        f'data.path={path}: cannot be read ({source.first_line(error)}); '
+        'write it again with np.savez.') from error
+
+
+def _array(
+    archive: np.lib.npyio.NpzFile, key: str, path: str) -> np.ndarray:
+  """Returns one numeric array of the file, or raises InputError."""
+  try:
+    array = archive[key]
+  except ValueError as error:
+    # Object arrays, and headers that are damaged.
+    raise InputError(
+        f'data.path={path}: {key} is not a plain numeric array '
+        f'({source.first_line(error)}); store uint8 images and integer '
+        'labels.') from error
+  if not isinstance(array, np.ndarray) or array.dtype.kind not in 'biufc':
+    raise InputError(
+        f'data.path={path}: {key} is not a numeric array '
+        f'({getattr(array, "dtype", "not an array")}); store uint8 images and '
+        'integer labels.')
+  return array

@@ -1,0 +1,155 @@
+"""Any image classification builder of TensorFlow Datasets."""
+
+from typing import Any
+
+import numpy as np
+
+from conadv_tf.config import DataConfig, InputError
+from conadv_tf.data import source
+
+_BATCH = 256
+
+
+def load(data: DataConfig) -> source.Splits:
+  """Loads the splits `train` and `validation` (or `test`) into memory.
+
+  Images of one fixed shape are held decoded. Where shapes vary, or
+  `data.image_size` asks for another, the encoded bytes are held and images
+  are decoded and resized when read.
+
+  Args:
+    data: `builder` is the name with an optional config and version
+      (`mnist:3.*.*`), `path` the data_dir or null for the library's default.
+      Data prepared there are read without any network access; otherwise the
+      library downloads and prepares them.
+
+  Returns:
+    The two splits; images uint8 [h, w, c], with c = 1 or 3.
+
+  Raises:
+    InputError: unknown builder, preparation failed, no features `image` and
+      `label` of the right kind, no validation split, image_size needed.
+  """
+  if not data.builder:
+    raise InputError('data.builder is null; data.name=tfds needs a builder of '
+                     'TensorFlow Datasets, for instance mnist:3.*.*.')
+  builder = _prepared_builder(data.builder, data.path)
+  image, num_classes, names = _features(builder, data)
+  fixed = None not in image.shape and data.image_size in (
+      None, *(image.shape[:2] if image.shape[0] == image.shape[1] else ()))
+  if not fixed and data.image_size is None:
+    raise InputError(
+        f'data.image_size is null; images of {data.builder} vary in shape and '
+        'need a size, in pixels, to be resized to.')
+  sources = []
+  for split in ('train', _validation_split(builder, data)):
+    images, labels = _read(builder, split, fixed)
+    where = f'{data.builder} ({split})'
+    if fixed:
+      sources.append(source.ArraySource(
+          images, labels, num_classes=num_classes, class_names=names,
+          where=where))
+    else:
+      sources.append(source.EncodedSource(
+          images, labels, image_size=data.image_size,
+          channels=image.shape[-1] or 3, num_classes=num_classes,
+          class_names=names, where=where))
+  train, validation = sources
+  return source.Splits(source.truncate(train, data.num_examples), validation)
+
+
+def _prepared_builder(name: str, data_dir: str | None) -> Any:
+  """Returns the `tfds.core.DatasetBuilder`, its data ready to read."""
+  import tensorflow_datasets as tfds  # Slow to import.
+
+  where = data_dir or 'the default data_dir'
+  # Builders are third-party code and may raise anything.
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except Exception as error:
+    raise InputError(
+        f'data.builder={name} (data.path={where}): cannot be loaded '
+        f'({source.first_line(error)}); check the name and version.'
+    ) from error
+  if builder.is_prepared():
+    return builder
+  try:
+    builder.download_and_prepare()
+  except Exception as error:
+    raise InputError(
+        f'data.builder={name}: is not prepared in {where} and preparing it '
+        f'failed ({source.first_line(error)}); check the network, or set '
+        'data.path to where it is prepared.') from error
+  return builder
+
+
+def _features(
+    builder: Any, data: DataConfig
+) -> tuple[Any, int | None, list[str] | None]:
+  """Returns the image feature, number of classes and names, or raises."""
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+  known = dict(features.items()) if hasattr(features, 'items') else {}
+  image, label = known.get('image'), known.get('label')
+  if not isinstance(image, tfds.features.Image) or label is None:
+    raise InputError(
+        f'data.builder={data.builder}: its features are '
+        f'{", ".join(known) or features}; need an image `image` and a `label`.')
+  if np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (
+      1, 3, None):
+    raise InputError(
+        f'data.builder={data.builder}: images are {image.np_dtype} '
+        f'{image.shape}; need uint8 with 1 or 3 channels.')
+  if label.shape != () or np.dtype(label.np_dtype).kind not in 'iu':
+    raise InputError(
+        f'data.builder={data.builder}: labels are {label.np_dtype} '
+        f'{label.shape}; need one integer per image.')
+  num_classes, names = data.num_classes, None
+  if isinstance(label, tfds.features.ClassLabel):
+    num_classes = num_classes or label.num_classes
+    names = label.names
+  elif num_classes is None:
+    # Two splits need not hold the same largest label.
+    raise InputError(
+        f'data.num_classes is null; labels of {data.builder} are plain '
+        'integers and need the number of classes.')
+  return image, num_classes, names
+
+
+def _validation_split(builder: Any, data: DataConfig) -> str:
+  """Returns the split to evaluate on, or raises InputError."""
+  splits = list(builder.info.splits)
+  for name in ('validation', 'test'):
+    if 'train' in splits and name in splits:
+      return name
+  raise InputError(
+      f'data.builder={data.builder}: its splits are {", ".join(splits)}; need '
+      'train and one of validation, test.')
+
+
+def _read(
+    builder: Any, split: str, decode: bool
+) -> tuple[np.ndarray | list[bytes], np.ndarray]:
+  """Reads a split in the library's fixed order.
+
+  Returns:
+    Images, uint8 [n, h, w, c] if `decode` else n encoded byte strings, and
+    labels, integers [n].
+  """
+  import tensorflow_datasets as tfds
+
+  decoders = tfds.decode.PartialDecoding(
+      {'image': True, 'label': True},
+      decoders=None if decode else {'image': tfds.decode.SkipDecoding()})
+  dataset = builder.as_dataset(
+      split=split, shuffle_files=False, decoders=decoders,
+      read_config=tfds.ReadConfig(try_autocache=False))
+  batches = list(tfds.as_numpy(dataset.batch(_BATCH)))
+  if not batches:
+    raise InputError(f'{builder.info.full_name}: split {split} is empty.')
+  images = [batch['image'] for batch in batches]
+  labels = np.concatenate([batch['label'] for batch in batches])
+  if decode:
+    return np.concatenate(images), labels
+  return [content for batch in images for content in batch], labels

@@ -1,0 +1,419 @@
+"""Assembles an experiment from its configuration.
+
+The dictionaries here are the only places where names become code.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import difflib
+import functools
+import logging
+from typing import Any
+
+import tensorflow as tf
+
+from conadv_tf import attacks
+from conadv_tf import config as config_lib
+from conadv_tf import methods
+from conadv_tf import optimizers
+from conadv_tf.data import digits
+from conadv_tf.data import image_folder
+from conadv_tf.data import npz
+from conadv_tf.data import pipeline
+from conadv_tf.data import source as sources
+from conadv_tf.data import synthetic
+from conadv_tf.data import tfds_source
+from conadv_tf.distribute import strategies
+from conadv_tf.evaluation import clean
+from conadv_tf.evaluation import robust
+from conadv_tf.layers import routing
+from conadv_tf.methods import method as method_lib
+from conadv_tf.models import applications
+from conadv_tf.models import resnet_cifar
+from conadv_tf.models import user
+from conadv_tf.objectives import per_example
+from conadv_tf.training import callbacks
+from conadv_tf.training import checkpoint
+from conadv_tf.training import run_directory
+from conadv_tf.training import trainer as trainers
+
+# Images come as uint8 and models hold their own normalisation.
+PIXEL_RANGE = (0.0, 255.0)
+
+DATASETS: dict[str, Callable[[config_lib.DataConfig], sources.Splits]] = {
+    "digits": digits.load,
+    "image_folder": image_folder.load,
+    "npz": npz.load,
+    "synthetic": synthetic.load,
+    "tfds": tfds_source.load,
+}
+
+MODELS: dict[str, Callable[..., tf.keras.Model]] = {
+    "resnet8": resnet_cifar.resnet8,
+    "resnet20": resnet_cifar.resnet20,
+    "resnet32": resnet_cifar.resnet32,
+    "resnet56": resnet_cifar.resnet56,
+}
+
+
+def _adversarial_options(method: config_lib.MethodConfig) -> dict[str, Any]:
+  return dict(adversarial_fraction=method.adversarial_fraction,
+              adversarial_weight=method.adversarial_weight,
+              bn_branches=method.bn_branches,
+              rebalance_branch_gradients=method.rebalance_branch_gradients)
+
+
+METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
+    "vanilla": lambda m: methods.Vanilla(),
+    "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
+    "conadv": lambda m: methods.ConAdv(
+        lag=m.lag, execution=m.execution, **_adversarial_options(m)),
+}
+
+OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
+    "lars": lambda o, lr: optimizers.Lars(
+        lr, momentum=o.momentum, weight_decay=o.weight_decay, eeta=o.eeta,
+        epsilon=o.epsilon or 0.0, nesterov=o.nesterov),
+    "sgd": lambda o, lr: tf.keras.optimizers.SGD(
+        lr, momentum=o.momentum, nesterov=o.nesterov,
+        weight_decay=o.weight_decay or None),
+    "adamw": lambda o, lr: tf.keras.optimizers.AdamW(
+        lr, weight_decay=o.weight_decay, beta_1=o.beta_1, beta_2=o.beta_2,
+        epsilon=o.epsilon or 1e-7),
+}
+
+Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "polynomial": lambda s, d: optimizers.Polynomial(
+        s.peak_lr, d.total_steps, d.warmup_steps, s.power, s.end_lr),
+    "cosine": lambda s, d: optimizers.Cosine(
+        s.peak_lr, d.total_steps, d.warmup_steps, s.end_lr),
+    "cyclic": lambda s, d: optimizers.Cyclic(s.peak_lr, d.total_steps),
+    "constant": lambda s, d: optimizers.Constant(s.peak_lr, d.warmup_steps),
+    "piecewise": lambda s, d: optimizers.Piecewise(
+        s.peak_lr, [round(b * d.steps_per_epoch) for b in s.boundaries],
+        s.values, d.warmup_steps),
+}
+
+
+def _known(kind: str, table: dict[str, Any], name: str) -> Any:
+  if name in table:
+    return table[name]
+  near = difflib.get_close_matches(name, table, n=1)
+  hint = f"; did you mean {near[0]}?" if near else ""
+  raise config_lib.InputError(
+      f"{kind}={name}: unknown; known are {', '.join(table)}{hint}")
+
+
+def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
+  if ":" in name:
+    return user.builder(name)
+  if name in applications.names():
+    return applications.builder(name)
+  return _known("model.name", MODELS, name)
+
+
+def check_names(config: config_lib.ExperimentConfig) -> None:
+  """Looks up every name of the configuration; loads and builds nothing.
+
+  Raises:
+    InputError: that lists the known names.
+  """
+  _known("data.name", DATASETS, config.data.name)
+  _model_builder(config.model.name)
+  _known("method.name", METHODS, config.method.name)
+  for name in config.evaluation.attacks:
+    robust.named_attack(name, config.attack.radius)
+
+
+@contextlib.contextmanager
+def _precision(policy: str) -> Any:
+  """Keras's global policy, put back afterwards."""
+  previous = tf.keras.mixed_precision.global_policy()
+  tf.keras.mixed_precision.set_global_policy(policy)
+  try:
+    yield
+  finally:
+    tf.keras.mixed_precision.set_global_policy(previous)
+
+
+@dataclasses.dataclass
+class Experiment:
+  """Everything that a run is made of.
+
+  Attributes:
+    config: resolved and locked.
+    splits: training and validation data.
+    strategy: the distribution strategy.
+    trainer: compiled.
+    schedule: learning rate of an update's index.
+  """
+
+  config: config_lib.ExperimentConfig
+  splits: sources.Splits
+  strategy: tf.distribute.Strategy
+  trainer: trainers.Trainer
+  schedule: Schedule
+  _evaluators: dict[tuple[str, str], clean.Evaluator] = dataclasses.field(
+      default_factory=dict)
+
+  @functools.cached_property
+  def loss(self) -> per_example.PerExampleLoss:
+    """Cross entropy without label smoothing, for evaluation."""
+    return per_example.per_example_loss(_cross_entropy())
+
+  def train_dataset(self, start_step: int) -> tf.data.Dataset:
+    """Micro batches from update `start_step` to the end of the run."""
+    data, derived = self.config.data, self.config.derived
+    steps = derived.total_steps - start_step + self.trainer.method.lookahead
+    dataset = pipeline.train_dataset(
+        self.splits.train, global_batch_size=data.global_batch_size,
+        micro_batches=self.config.runtime.micro_batches,
+        seed=self.config.seed, augment=data.augment, start_step=start_step,
+        num_steps=steps)
+    smoothing = self.config.objective.label_smoothing
+    if not smoothing:
+      return dataset
+    classes = self.splits.train.num_classes
+
+    def smooth(image: tf.Tensor, label: tf.Tensor,
+               weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+      label = (tf.one_hot(label, classes) * (1.0 - smoothing)
+               + smoothing / classes)
+      return image, label, weight
+
+    return dataset.map(smooth, num_parallel_calls=1)
+
+  def evaluator(self, branch: str, attack: str = "") -> clean.Evaluator:
+    """Clean or robust figures through a branch; each is traced once."""
+    if (branch, attack) not in self._evaluators:
+      network = self.trainer.network
+      self._evaluators[branch, attack] = (
+          robust.RobustEvaluator(
+              network, self.loss,
+              robust.named_attack(attack, self.config.attack.radius),
+              self.strategy, branch, self.config.seed, PIXEL_RANGE)
+          if attack else
+          clean.Evaluator(network, self.loss, self.strategy, branch))
+    return self._evaluators[branch, attack]
+
+  def evaluation_dataset(self, split: str) -> tf.data.Dataset:
+    """Every example of "train" (not augmented) or "validation" once."""
+    return pipeline.evaluation_dataset(
+        getattr(self.splits, split), self.config.evaluation.batch_size)
+
+  def evaluate(self, attack_names: Sequence[str] = (),
+               branch: str = routing.CLEAN,
+               train_examples: int = 0) -> dict[str, float]:
+    """Validation figures, without a prefix.
+
+    Args:
+      attack_names: robust accuracies to add, for instance "pgd20".
+      branch: whose batch normalisation predicts.
+      train_examples: for the generalisation gap, rounded up to whole batches;
+        0 leaves it out.
+    """
+    validation = self.evaluation_dataset("validation")
+    figures = self.evaluator(branch)(validation)
+    if train_examples:
+      size = self.config.evaluation.batch_size
+      train = self.evaluator(branch)(
+          self.evaluation_dataset("train").take(-(-train_examples // size)))
+      figures["generalization_gap"] = clean.generalisation_gap(train, figures)
+    for name in attack_names:
+      figures[f"robust_accuracy_{name}"] = self.evaluator(branch, name)(
+          validation)["accuracy"]
+    return figures
+
+  def describe(self) -> str:
+    """What will run, in a few lines: model, method, work, memory, schedule."""
+    config, trainer = self.config, self.trainer
+    derived = config.derived
+    names = [v.name for v in trainer.network.trainable_variables]
+    excluded = [v for v in trainer.network.trainable_variables
+                if v.shape.rank <= 1]
+    weights = sum(v.shape.num_elements() for v in trainer.network.variables)
+    trainable = sum(v.shape.num_elements()
+                    for v in trainer.network.model.trainable_variables)
+    shape = self.splits.train.image_shape
+    pixels = shape[0] * shape[1] * shape[2]
+    rows = config.data.global_batch_size
+    lines = [
+        f"data: {config.data.name}, {self.splits.train.num_examples} training "
+        f"and {self.splits.validation.num_examples} validation images "
+        f"{shape[0]}x{shape[1]}x{shape[2]}, "
+        f"{self.splits.train.num_classes} classes",
+        f"model: {config.model.name}, {trainable:,} trainable parameters, "
+        f"{len(trainer.network.layers)} batch normalisations in branches "
+        f"{', '.join(trainer.network.branches)}",
+        f"method: {config.method.name}, lag {trainer.method.lag}, "
+        f"{trainer.method.passes_per_step:g} F a step (vanilla 3 F)",
+        f"updates: {derived.total_steps} of {rows} examples = "
+        f"{derived.virtual_replicas} virtual replica(s) of "
+        f"{derived.replica_batch_size}; warm-up {derived.warmup_steps}, peak "
+        f"learning rate {config.schedule.peak_lr:g}",
+        f"optimizer: {config.optimizer.name}" + (
+            f"; {len(excluded)} of {len(names)} tensors (rank <= 1: batch "
+            "normalisation and biases) take no scaling and no decay"
+            if config.optimizer.name == "lars" else ""),
+    ]
+    if trainer.method.lookahead:
+      held = rows * pixels
+      copies = round(rows * config.method.adversarial_fraction) * pixels * 4
+      lines.append(f"held: one batch {held:,} bytes (uint8), its adversaries "
+                   f"{copies:,} bytes (float32)")
+    if trainer.method.lagged_copies:
+      lines.append(f"lagged copies: {trainer.method.lagged_copies} weight "
+                   f"set(s) of {4 * weights:,} bytes")
+    return "\n".join(lines)
+
+
+def _cross_entropy(smoothed: bool = False) -> tf.keras.losses.Loss:
+  if smoothed:
+    return tf.keras.losses.CategoricalCrossentropy(from_logits=True)
+  return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def build(config: config_lib.ExperimentConfig,
+          splits: sources.Splits | None = None) -> Experiment:
+  """Builds everything; nothing is written.
+
+  Args:
+    config: loaded; resolved here, from the size of the training set.
+    splits: data that is loaded already.
+
+  Raises:
+    InputError: if the configuration or the data are not usable.
+  """
+  check_names(config)
+  splits = splits or DATASETS[config.data.name](config.data)
+  config = config_lib.resolve(config, splits.train.num_examples)
+  runtime = config.runtime
+  tf.keras.utils.set_random_seed(config.seed)
+  if runtime.deterministic:
+    tf.config.experimental.enable_op_determinism()
+  try:
+    if runtime.strategy == "mirrored":
+      strategies.make_logical_cpus(runtime.num_replicas)
+    strategy = strategies.get(runtime.strategy, runtime.num_replicas)
+  except (RuntimeError, ValueError) as error:
+    raise config_lib.InputError(f"runtime.strategy: {error}") from error
+  schedule = SCHEDULES[config.schedule.name](config.schedule, config.derived)
+  attack = attacks.Pgd(**{
+      field.name: getattr(config.attack, field.name)
+      for field in dataclasses.fields(attacks.Pgd)})
+  with _precision(runtime.precision), strategy.scope():
+    model = _model_builder(config.model.name)(
+        splits.train.image_shape, splits.train.num_classes,
+        **(config.model.args or {}))
+    try:
+      trainer = trainers.Trainer(
+          model, METHODS[config.method.name](config.method), attack,
+          pixel_range=PIXEL_RANGE, seed=config.seed,
+          micro_batches=runtime.micro_batches,
+          deterministic=runtime.deterministic)
+      smoothed = config.objective.label_smoothing > 0
+      trainer.compile(
+          OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),
+          _cross_entropy(smoothed), metrics=["accuracy"],
+          jit_compile=runtime.jit_compile or None,
+          steps_per_execution=runtime.steps_per_execution)
+    except ValueError as error:
+      raise config_lib.InputError(error) from error
+  return Experiment(config, splits, strategy, trainer, schedule)
+
+
+def restore(model_dir: str) -> tuple[Experiment, checkpoint.Checkpoint]:
+  """Rebuilds a run's experiment with the weights of its newest checkpoint.
+
+  Raises:
+    InputError: if `model_dir` holds no run or no intact checkpoint.
+  """
+  directory = run_directory.RunDirectory(model_dir)
+  config = directory.saved_config()
+  if config is None:
+    raise config_lib.InputError(
+        f"model_dir {model_dir} holds no run (no params.yaml); train first")
+  latest = directory.checkpoints.latest()
+  if latest is None:
+    raise config_lib.InputError(
+        f"model_dir {model_dir} holds no checkpoint yet; train first")
+  experiment = build(config)
+  checkpoint.restore(experiment.trainer, latest.state, weights_only=True)
+  return experiment, latest
+
+
+def run(config: config_lib.ExperimentConfig, model_dir: str, *,
+        evaluates: bool = True, quiet: bool = False) -> dict[str, Any]:
+  """Trains, or continues training, in `model_dir`.
+
+  Args:
+    config: loaded, not resolved.
+    model_dir: the run's directory.
+    evaluates: whether to evaluate during training; the end always is.
+    quiet: prints nothing but warnings.
+
+  Returns:
+    The content of results.json.
+
+  Raises:
+    InputError: for anything the user can mend; nothing was overwritten.
+  """
+  directory = run_directory.RunDirectory(model_dir, config.checkpoint.keep)
+  saved = directory.saved_config()
+  run_directory.keep_virtual_replicas(saved, config)
+  for key in config_lib.unused_keys(config):
+    logging.warning("%s is set but not used by this configuration", key)
+  experiment = build(config)
+  config = experiment.config
+  latest = directory.checkpoints.latest() if saved else None
+  directory.open(config)
+  results = directory.results()
+  total = config.derived.total_steps
+  if results is not None and latest is not None and latest.step >= total:
+    if not quiet:
+      print(f"finished already: {directory.file('results.json')}")
+    return results
+  if not quiet:
+    print(experiment.describe(), flush=True)
+  step, seconds = 0, 0.0
+  if latest is not None:
+    checkpoint.restore(experiment.trainer, latest.state)
+    step, seconds = latest.step, latest.extra["seconds"]
+    logging.warning("resuming at update %d of %d", step, total)
+  directory.cut_metrics(step)
+  if step < total:
+    _fit(experiment, directory, step, seconds, evaluates, quiet)
+  return _finish(experiment, directory)
+
+
+def _fit(experiment: Experiment, directory: run_directory.RunDirectory,
+         step: int, seconds: float, evaluates: bool, quiet: bool) -> None:
+  config = experiment.config
+  options = config.evaluation
+  sample = next(iter(experiment.train_dataset(step)))
+  callback = callbacks.RunCallback(
+      config, directory,
+      lambda: experiment.evaluate(options.attacks,
+                                  train_examples=options.train_examples),
+      (sample[0][:8], sample[1][:8]), start_step=step, seconds=seconds,
+      quiet=quiet, evaluates=evaluates,
+      learning_rate=lambda s: float(experiment.schedule(s)))
+  experiment.trainer.fit(
+      experiment.train_dataset(step), epochs=1, verbose=0,
+      steps_per_epoch=config.derived.total_steps - step,
+      callbacks=[callback])
+
+
+def _finish(experiment: Experiment,
+            directory: run_directory.RunDirectory) -> dict[str, Any]:
+  """Writes results.json from the record of the last update."""
+  records = directory.metrics()
+  total = experiment.config.derived.total_steps
+  if not records or records[-1]["step"] != total:
+    raise RuntimeError(f"metrics.jsonl has no record of update {total}")
+  directory.write_results(records[-1])
+  return records[-1]

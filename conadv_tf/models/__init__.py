@@ -1,0 +1,1 @@
+"""Plain Keras models, which know nothing of adversaries."""

@@ -1,0 +1,12 @@
+"""Optimizers and learning-rate schedules for very large batches."""
+
+from conadv_tf.optimizers.lars import Lars
+from conadv_tf.optimizers.schedules import (
+    Constant,
+    Cosine,
+    Cyclic,
+    Piecewise,
+    Polynomial,
+)
+
+__all__ = ['Constant', 'Cosine', 'Cyclic', 'Lars', 'Piecewise', 'Polynomial']

@@ -1,0 +1,223 @@
+"""What happens between updates: progress, evaluation, records, checkpoints.
+
+A run is one `fit` over all its updates; epochs are positions in it, so that
+`total_steps = round(epochs * N / B)` needs no whole number of steps an epoch.
+"""
+
+from collections.abc import Callable
+import math
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf import config as config_lib
+from conadv_tf.training import checkpoint
+from conadv_tf.training import run_directory
+from conadv_tf.training import summaries
+
+# Called with () and returns validation figures, keys without a prefix.
+Evaluate = Callable[[], dict[str, float]]
+
+
+class Progress:
+  """A bar with loss, accuracy and time left; a line an epoch in logs."""
+
+  def __init__(self, total: int, start: int, quiet: bool):
+    """Shows updates `start`..`total`; nothing at all if `quiet`."""
+    self._total = total
+    self._bar = None
+    self._quiet = quiet
+    if not quiet and sys.stdout.isatty():
+      self._bar = tf.keras.utils.Progbar(
+          total, unit_name="update",
+          stateful_metrics=["loss", "accuracy", "adversarial_accuracy"])
+      self._bar._seen_so_far = start  # pylint: disable=protected-access
+    self._shown = 0.0
+
+  def update(self, step: int, logs: dict[str, Any]) -> None:
+    """Moves the bar, at most five times a second."""
+    now = time.monotonic()
+    if self._bar is None or (now - self._shown < 0.2 and step < self._total):
+      return
+    self._shown = now
+    names = ("loss", "accuracy", "adversarial_accuracy")
+    values = [(n, float(logs[n])) for n in names if n in logs]
+    self._bar.update(step, values, finalize=step >= self._total)
+
+  def line(self, text: str) -> None:
+    """Prints a line, above the bar where there is one."""
+    if not self._quiet:
+      print(("\n" if self._bar else "") + text, flush=True)
+
+
+class RunCallback(tf.keras.callbacks.Callback):
+  """Drives everything that a run does besides updating weights."""
+
+  # Metrics stay on the device until they are shown.
+  _supports_tf_logs = True
+
+  def __init__(self, config: config_lib.ExperimentConfig,
+               directory: run_directory.RunDirectory, evaluate: Evaluate,
+               sample: tuple[np.ndarray, np.ndarray], *, start_step: int,
+               seconds: float = 0.0, quiet: bool = False,
+               evaluates: bool = True,
+               learning_rate: Callable[[int], float] = lambda step: 0.0):
+    """Prepares the callback of one `fit`.
+
+    Args:
+      config: resolved.
+      directory: where the run lives.
+      evaluate: computes validation figures with the current weights.
+      sample: a few training images and labels for the pictures.
+      start_step: updates made before this `fit`.
+      seconds: training time of earlier sessions of this run.
+      quiet: prints nothing.
+      evaluates: whether to evaluate before the end as well.
+      learning_rate: of an update's index.
+    """
+    super().__init__()
+    self._config = config
+    self._directory = directory
+    self._evaluate = evaluate
+    self._evaluates = evaluates
+    self._sample = sample
+    self._step = start_step
+    self._seconds = seconds
+    self._learning_rate = learning_rate
+    self._steps_per_epoch = config.derived.steps_per_epoch
+    self._total = config.derived.total_steps
+    self._progress = Progress(self._total, start_step, quiet)
+    self._summaries = summaries.Summaries(directory.path)
+    self._checkpointed = time.monotonic()
+    # The clock runs while updates run, not while evaluating or saving.
+    self._clock = time.monotonic()
+    self._clock_step = start_step
+    self._compiled = False
+    self._will_save = False
+    self.speed = 0.0  # clean examples a second since the last record
+
+  # ---- Positions.
+
+  def _epoch(self, step: int) -> float:
+    return step / self._steps_per_epoch
+
+  def _crossed(self, every: float, step: int, count: int,
+               offset: float = 0.0) -> bool:
+    """Whether one of the last `count` updates completed offset + n * every."""
+    def done(s: int) -> int:
+      return math.floor((self._epoch(s) - offset) / every + 1e-9)
+    return done(step) > done(step - count)
+
+  # ---- Keras's hooks.
+
+  def on_train_begin(self, logs: Any = None) -> None:
+    """Starts the clocks."""
+    del logs
+    self._checkpointed = self._clock = time.monotonic()
+
+  def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    """Asks for a snapshot before an execution that a checkpoint follows."""
+    del batch, logs
+    count = self._next_count()
+    self._will_save = self._checkpoint_due(self._step + count, count)
+    self.model.snapshot_next = self._will_save
+
+  def _next_count(self) -> int:
+    every = self._config.runtime.steps_per_execution
+    return min(every, self._total - self._step)
+
+  def _checkpoint_due(self, step: int, count: int) -> bool:
+    options = self._config.checkpoint
+    minutes = options.every_minutes
+    overdue = minutes is not None and (
+        time.monotonic() - self._checkpointed >= 60 * minutes)
+    return (step >= self._total or overdue
+            or self._crossed(options.every_epochs, step, count))
+
+  def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    """Records, evaluates and saves where an epoch or the run ends."""
+    del batch
+    count = self._next_count()
+    self._step += count
+    step = self._step
+    self._progress.update(step, logs)
+    evaluation = self._config.evaluation
+    ends = step >= self._total
+    evaluates = ends or self._evaluates and self._crossed(
+        evaluation.every_epochs, step, count, evaluation.offset_epochs)
+    ends_epoch = ends or self._crossed(1.0, step, count)
+    if not (self._will_save or evaluates or ends_epoch or not self._compiled):
+      return
+    # float() waits for the device, so it comes before the clock is read.
+    values = {name: float(value) for name, value in logs.items()}
+    self._stop_clock(step)
+    if ends_epoch or evaluates:
+      self._record_training(step, values)
+    if evaluates:
+      self._record_evaluation(step, values)
+    # After the record: a run killed in between makes the record again.
+    if self._will_save:
+      self._save(step)
+    if ends_epoch:
+      self.model.reset_metrics()
+    self._clock, self._clock_step = time.monotonic(), step
+
+  def _stop_clock(self, step: int) -> None:
+    elapsed = max(time.monotonic() - self._clock, 1e-9)
+    self._seconds += elapsed
+    # The first execution traces and compiles; it says little about speed.
+    if self._compiled or not self.speed:
+      self.speed = ((step - self._clock_step)
+                    * self._config.data.global_batch_size / elapsed)
+    self._compiled = True
+
+  # ---- Records.
+
+  def _record_training(self, step: int, values: dict[str, float]) -> None:
+    scalars = dict(values, learning_rate=self._learning_rate(step - 1),
+                   examples_per_second=self.speed, epoch=self._epoch(step))
+    self._summaries.scalars("train", step, scalars)
+
+  def _record_evaluation(self, step: int, values: dict[str, float]) -> None:
+    figures = self._evaluate()
+    self._summaries.scalars("validation", step, figures)
+    if "adversarial_loss" in values:
+      images, labels = self._sample
+      self._summaries.pictures(
+          step, images, self.model.perturb(images, labels),
+          self.model.pixel_range)
+    record = {"step": step, "epoch": round(self._epoch(step), 6)}
+    record.update({f"train/{n}": v for n, v in values.items()})
+    record.update({f"validation/{n}": v for n, v in figures.items()})
+    record.update(examples_per_second=round(self.speed, 2),
+                  seconds=round(self._seconds, 3))
+    self._directory.append_metrics(record)
+    self._progress.line(_summary_line(self._epoch(step), self._total, record))
+
+  def _save(self, step: int) -> None:
+    derived = self._config.derived
+    self._directory.checkpoints.save(
+        step, checkpoint.capture(self.model),
+        {"seconds": self._seconds, "epoch": self._epoch(step),
+         "virtual_replicas": derived.virtual_replicas})
+    self._checkpointed = time.monotonic()
+
+  def on_train_end(self, logs: Any = None) -> None:
+    """Flushes TensorBoard's events."""
+    del logs
+    self._summaries.close()
+
+
+def _summary_line(epoch: float, total: int, record: dict[str, Any]) -> str:
+  parts = [f"epoch {epoch:g}", f"update {record['step']}/{total}"]
+  for name, label in (("train/loss", "loss"), ("train/accuracy", "accuracy"),
+                      ("train/adversarial_accuracy", "adversarial accuracy"),
+                      ("validation/loss", "validation loss"),
+                      ("validation/accuracy", "validation accuracy")):
+    if name in record:
+      parts.append(f"{label} {record[name]:.4f}")
+  parts.append(f"{record['examples_per_second']:.0f} examples/s")
+  return ", ".join(parts)

@@ -1,0 +1,206 @@
+"""Checkpoints that a crash cannot lose and damage cannot hide.
+
+A checkpoint is a directory `step-00000123` with `state.npz` (all arrays, no
+pickle) and `manifest.json` (step, sizes, SHA-256 of the files). It is written
+under a temporary name and renamed when complete, so that a kill at any moment
+leaves the previous one as it was. Reading verifies the checksums and falls
+back to the one before, loudly.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf import config as config_lib
+from conadv_tf.layers import network as networks
+from conadv_tf.training import trainer as trainers
+
+_STATE = "state.npz"
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})$")
+_FORMAT = 1
+
+
+@dataclasses.dataclass
+class Checkpoint:
+  """What was read back.
+
+  Attributes:
+    step: updates made.
+    state: name -> array.
+    extra: what the run added to the manifest (seconds, virtual replicas).
+  """
+
+  step: int
+  state: dict[str, np.ndarray]
+  extra: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run directory, oldest deleted first."""
+
+  def __init__(self, directory: str, keep: int = 3):
+    """Args: directory: created when first written; keep: at least 1."""
+    self.directory = directory
+    self._keep = keep
+
+  def steps(self) -> list[int]:
+    """Steps with a completed checkpoint, ascending."""
+    if not os.path.isdir(self.directory):
+      return []
+    matches = (_NAME.match(name) for name in os.listdir(self.directory))
+    return sorted(int(match.group(1)) for match in matches if match)
+
+  def save(self, step: int, state: dict[str, np.ndarray],
+           extra: dict[str, Any]) -> str:
+    """Writes a checkpoint; returns its path.
+
+    Raises:
+      OSError: if the disk refuses; earlier checkpoints stay intact.
+    """
+    os.makedirs(self.directory, exist_ok=True)
+    self._remove_leftovers()
+    temporary = os.path.join(self.directory, f"tmp-{step:08d}")
+    os.makedirs(temporary)
+    try:
+      with open(os.path.join(temporary, _STATE), "wb") as file:
+        np.savez(file, **state)
+        file.flush()
+        os.fsync(file.fileno())
+      manifest = {"format": _FORMAT, "step": step, "files": {
+          _STATE: _sha256(os.path.join(temporary, _STATE))}, "extra": extra}
+      with open(os.path.join(temporary, _MANIFEST), "w",
+                encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+      path = self._path(step)
+      if os.path.isdir(path):  # an older, perhaps damaged one of this step
+        os.rename(path, os.path.join(self.directory, f"tmp-old-{step:08d}"))
+      os.rename(temporary, path)
+    finally:
+      self._remove_leftovers()
+    for old in self.steps()[:-self._keep]:
+      if old != step:
+        shutil.rmtree(self._path(old))
+    return path
+
+  def latest(self) -> Checkpoint | None:
+    """The newest intact checkpoint; None where none was ever written.
+
+    Raises:
+      InputError: if checkpoints exist but all are damaged.
+    """
+    problems = []
+    for step in reversed(self.steps()):
+      try:
+        return self._read(step)
+      except (OSError, ValueError, KeyError, EOFError) as error:
+        problems.append(f"{self._path(step)}: {error}")
+        logging.error("DAMAGED CHECKPOINT %s (%s); falling back to the one "
+                      "before it", self._path(step), error)
+    if problems:
+      raise config_lib.InputError(
+          f"every checkpoint is damaged ({'; '.join(problems)}); restore one "
+          f"from a backup, or delete {self.directory} to start over")
+    return None
+
+  def _read(self, step: int) -> Checkpoint:
+    path = self._path(step)
+    with open(os.path.join(path, _MANIFEST), encoding="utf-8") as file:
+      manifest = json.load(file)
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+      raise ValueError("not a manifest of this version")
+    if manifest["step"] != step:
+      raise ValueError(f"the manifest says step {manifest['step']}")
+    state_path = os.path.join(path, _STATE)
+    if _sha256(state_path) != manifest["files"][_STATE]:
+      raise ValueError(f"{_STATE} does not match its checksum")
+    with np.load(state_path, allow_pickle=False) as arrays:
+      state = {name: arrays[name] for name in arrays.files}
+    return Checkpoint(step, state, manifest["extra"])
+
+  def _path(self, step: int) -> str:
+    return os.path.join(self.directory, f"step-{step:08d}")
+
+  def _remove_leftovers(self) -> None:
+    for name in os.listdir(self.directory):
+      if name.startswith("tmp-"):
+        shutil.rmtree(os.path.join(self.directory, name))
+
+
+def _sha256(path: str) -> str:
+  digest = hashlib.sha256()
+  with open(path, "rb") as file:
+    for block in iter(lambda: file.read(1 << 20), b""):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def _groups(trainer: trainers.Trainer) -> dict[str, list[tf.Variable]]:
+  """All variables that make up a run's state, but for metrics."""
+  optimizer = trainer.optimizer
+  scale = []
+  if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+    if optimizer.dynamic:
+      scale = [optimizer._loss_scale.current_loss_scale,  # pylint: disable=protected-access
+               optimizer.dynamic_counter]
+    optimizer = optimizer.inner_optimizer
+  groups = {"network": trainer.network.variables,
+            "optimizer": list(optimizer.variables),
+            "loss_scale": scale, "step": [trainer.step_counter]}
+  for age, variables in enumerate(trainer.lagged_sets()):
+    groups[f"lagged{age}"] = variables
+  return groups
+
+
+def capture(trainer: trainers.Trainer) -> dict[str, np.ndarray]:
+  """Copies a trainer's whole state to the host.
+
+  Held images are not part of it; the weights that made them are
+  (`trainer.snapshot`), so that they can be made again.
+  """
+  state = {f"{group}/{i:05d}": networks.read(variable)
+           for group, variables in _groups(trainer).items()
+           for i, variable in enumerate(variables)}
+  for i, value in enumerate(trainer.snapshot):
+    state[f"snapshot/{i:05d}"] = value
+  return state
+
+
+def restore(trainer: trainers.Trainer, state: dict[str, np.ndarray],
+            weights_only: bool = False) -> None:
+  """Puts a captured state back.
+
+  Args:
+    trainer: compiled, of the same configuration.
+    state: from `capture`.
+    weights_only: for evaluation; leaves optimizer and lagged copies alone.
+
+  Raises:
+    InputError: if names or shapes do not fit the trainer.
+  """
+  groups = _groups(trainer)
+  if weights_only:
+    groups = {name: groups[name] for name in ("network", "step")}
+  for group, variables in groups.items():
+    for i, variable in enumerate(variables):
+      name = f"{group}/{i:05d}"
+      if name not in state or state[name].shape != tuple(variable.shape):
+        raise config_lib.InputError(
+            f"the checkpoint has no {name} of shape {tuple(variable.shape)} "
+            f"({variable.name}); it was written by another configuration")
+  for group, variables in groups.items():
+    for i, variable in enumerate(variables):
+      variable.assign(state[f"{group}/{i:05d}"])
+  if not weights_only:
+    names = sorted(n for n in state if n.startswith("snapshot/"))
+    trainer.restore_snapshot([state[name] for name in names])

@@ -1,0 +1,141 @@
+"""What a run leaves in `model_dir`, and how it is found again.
+
+model_dir/
+  params.yaml    the resolved configuration; running it repeats the run
+  checkpoints/   see checkpoint.py
+  train/ validation/   TensorBoard events
+  metrics.jsonl  one object per evaluation
+  results.json   the last one, when the run is finished
+"""
+
+import json
+import logging
+import os
+from typing import Any
+
+from conadv_tf import config as config_lib
+from conadv_tf.training import checkpoint
+
+
+class RunDirectory:
+  """One run's files."""
+
+  def __init__(self, path: str, keep: int = 3):
+    """Looks at `path`; writes nothing.
+
+    Args:
+      path: model_dir; need not exist.
+      keep: checkpoints to keep.
+
+    Raises:
+      InputError: if the path is a file, or a directory of something else.
+    """
+    self.path = path
+    if os.path.exists(path) and not os.path.isdir(path):
+      raise config_lib.InputError(
+          f"model_dir {path} is a file; name a directory")
+    # A run killed in its first moment leaves only the temporary file.
+    contents = set(os.listdir(path) if os.path.isdir(path) else ())
+    if contents - {"params.yaml.tmp"} and "params.yaml" not in contents:
+      raise config_lib.InputError(
+          f"model_dir {path} is not empty and holds no params.yaml, so it is "
+          "no run of ours; name another directory")
+    self.checkpoints = checkpoint.Checkpoints(self.file("checkpoints"), keep)
+
+  def file(self, *parts: str) -> str:
+    """A path inside the directory."""
+    return os.path.join(self.path, *parts)
+
+  def saved_config(self) -> config_lib.ExperimentConfig | None:
+    """The configuration of the run that lives here, if one does."""
+    path = self.file("params.yaml")
+    return config_lib.load([path]) if os.path.exists(path) else None
+
+  def open(self, config: config_lib.ExperimentConfig) -> None:
+    """Starts or continues a run here: checks, then writes params.yaml.
+
+    Raises:
+      InputError: if the directory holds another experiment.
+    """
+    saved = self.saved_config()
+    if saved is not None:
+      changes = config_lib.differences(saved, config)
+      if changes:
+        shown = ", ".join(changes[:5]) + (", ..." if changes[5:] else "")
+        raise config_lib.InputError(
+            f"model_dir {self.path} holds a different configuration "
+            f"({shown}); use another model_dir, or delete this one")
+    os.makedirs(self.path, exist_ok=True)
+    config_lib.save(config, self.file("params.yaml"))
+
+  def append_metrics(self, record: dict[str, Any]) -> None:
+    """Adds one line to metrics.jsonl."""
+    with open(self.file("metrics.jsonl"), "a", encoding="utf-8") as file:
+      file.write(json.dumps(record) + "\n")
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a torn last line is left out."""
+    path = self.file("metrics.jsonl")
+    if not os.path.exists(path):
+      return []
+    records = []
+    with open(path, encoding="utf-8") as file:
+      for line in file:
+        try:
+          records.append(json.loads(line))
+        except json.JSONDecodeError:
+          logging.warning("%s: dropping a torn line", path)
+    return records
+
+  def cut_metrics(self, step: int) -> None:
+    """Removes what was recorded after `step`: it will be made again."""
+    kept = [r for r in self.metrics() if r["step"] <= step]
+    if os.path.exists(self.file("metrics.jsonl")):
+      self._replace("metrics.jsonl",
+                    "".join(json.dumps(r) + "\n" for r in kept))
+
+  def write_results(self, results: dict[str, Any]) -> None:
+    """Writes results.json, which marks the run as finished."""
+    self._replace("results.json", json.dumps(results, indent=2) + "\n")
+
+  def results(self) -> dict[str, Any] | None:
+    """results.json of a finished run, else None."""
+    path = self.file("results.json")
+    if not os.path.exists(path):
+      return None
+    with open(path, encoding="utf-8") as file:
+      return json.load(file)
+
+  def _replace(self, name: str, text: str) -> None:
+    temporary = self.file(name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.write(text)
+    os.replace(temporary, self.file(name))
+
+
+def keep_virtual_replicas(
+    saved: config_lib.ExperimentConfig | None,
+    config: config_lib.ExperimentConfig) -> None:
+  """Recomputes micro batches of a resumed run so that V stays; in place.
+
+  With the same number of virtual replicas, other hardware computes the same
+  numbers. Where that is impossible one line says so.
+  """
+  if saved is None:
+    return
+  runtime = config.runtime
+  before = saved.runtime.num_replicas * saved.runtime.micro_batches
+  if runtime.num_replicas * runtime.micro_batches == before:
+    return
+  if before % runtime.num_replicas == 0:
+    micro_batches = before // runtime.num_replicas
+    logging.warning(
+        "resuming with %d replica(s): runtime.micro_batches is %d, so that "
+        "the %d virtual replicas of this run, and its numbers, stay",
+        runtime.num_replicas, micro_batches, before)
+    runtime.micro_batches = micro_batches
+  else:
+    logging.warning(
+        "resuming with %d x %d virtual replicas instead of %d: numbers will "
+        "differ from those of an uninterrupted run", runtime.num_replicas,
+        runtime.micro_batches, before)

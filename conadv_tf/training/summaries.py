@@ -1,0 +1,57 @@
+"""TensorBoard events of a run: scalars and pictures."""
+
+import os
+
+import tensorflow as tf
+
+
+class Summaries:
+  """Writers for `train/` and `validation/` under the run directory."""
+
+  def __init__(self, directory: str):
+    """Writers are opened when first used."""
+    self._directory = directory
+    self._writers: dict[str, tf.summary.SummaryWriter] = {}
+
+  def _writer(self, split: str) -> tf.summary.SummaryWriter:
+    if split not in self._writers:
+      self._writers[split] = tf.summary.create_file_writer(
+          os.path.join(self._directory, split))
+    return self._writers[split]
+
+  def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
+    """Writes scalars at an update; names as in the logs of `fit`."""
+    with self._writer(split).as_default(step=step):
+      for name, value in values.items():
+        tf.summary.scalar(name, value)
+
+  def pictures(self, step: int, clean: tf.Tensor, adversarial: tf.Tensor,
+               pixel_range: tuple[float, float]) -> None:
+    """Writes rows of (clean, amplified perturbation, adversarial) images.
+
+    Args:
+      step: updates made.
+      clean: [b, h, w, c] in the pixel range.
+      adversarial: float32, as `clean`.
+      pixel_range: smallest and largest pixel value.
+    """
+    low, high = pixel_range
+    clean = (tf.cast(clean, tf.float32) - low) / (high - low)
+    adversarial = (adversarial - low) / (high - low)
+    delta = adversarial - clean
+    # The largest component spans half the range around grey.
+    scale = tf.maximum(tf.reduce_max(tf.abs(delta)), 1e-6)
+    rows = tf.concat([clean, 0.5 + 0.5 * delta / scale, adversarial], axis=2)
+    rows = tf.repeat(tf.repeat(rows, 4, axis=1), 4, axis=2) if (
+        rows.shape[1] < 64) else rows
+    if rows.shape[-1] not in (1, 3, 4):
+      return
+    with self._writer("train").as_default(step=step):
+      tf.summary.image("clean, perturbation, adversarial",
+                       tf.clip_by_value(rows, 0.0, 1.0),
+                       max_outputs=rows.shape[0])
+
+  def close(self) -> None:
+    """Writes out what is buffered."""
+    for writer in self._writers.values():
+      writer.close()

@@ -1,0 +1,37 @@
+"""Every test runs on CPU, seeded, with four logical devices in one process."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+from collections.abc import Iterator  # noqa: E402
+import gc  # noqa: E402
+
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+# Before anything initialises TensorFlow: the devices cannot change after that.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 4)
+# What TensorFlow's import made stays: collections between tests skip it.
+gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def mirrored() -> tf.distribute.Strategy:
+  """The one MirroredStrategy, of two replicas, that this process may have."""
+  # Here, so that collecting the tests of pure Python parts stays fast.
+  from conadv_tf.distribute import strategies
+  return strategies.get("mirrored", 2)
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras() -> Iterator[None]:
+  """Seeds Python, NumPy and TensorFlow; forgets the test's Keras state."""
+  tf.keras.utils.set_random_seed(0)
+  yield
+  tf.keras.mixed_precision.set_global_policy("float32")
+  tf.keras.backend.clear_session()
+  gc.collect()

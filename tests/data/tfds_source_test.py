@@ -1,0 +1,165 @@
+"""Builders of TensorFlow Datasets, prepared on the spot."""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from conadv_tf.config import DataConfig, InputError
+from conadv_tf.data import source, tfds_source
+
+
+class _Tiny(tfds.core.GeneratorBasedBuilder):
+  """7 training and 4 other images whose pixels are their label."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  SHAPE = (4, 4, 1)
+  HELD_OUT = 'test'
+
+  def _features(self) -> dict:
+    return {'image': tfds.features.Image(shape=self.SHAPE),
+            'label': tfds.features.ClassLabel(names=['a', 'b', 'c'])}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(self._features()))
+
+  def _split_generators(self, manager: object) -> dict:
+    return {'train': self._generate_examples(7),
+            self.HELD_OUT: self._generate_examples(4)}
+
+  def _generate_examples(self, count: int) -> Iterator[tuple[int, dict]]:
+    for i in range(count):
+      height, width, channels = self.SHAPE
+      shape = (height or 5 + i, width or 6, channels)
+      yield i, {'image': np.full(shape, i % 3, np.uint8), 'label': i % 3}
+
+
+class ConadvFixed(_Tiny):
+  """Grey images of one shape."""
+
+
+class ConadvVarying(_Tiny):
+  """Colour images of several heights; has a validation split."""
+  SHAPE = (None, None, 3)
+  HELD_OUT = 'validation'
+
+
+class ConadvPlainLabel(_Tiny):
+  """Labels are integers without a number of classes."""
+
+  def _features(self) -> dict:
+    return {**super()._features(),
+            'label': tfds.features.Scalar(dtype=np.int64)}
+
+
+class ConadvNoLabel(_Tiny):
+  """No labels."""
+
+  def _features(self) -> dict:
+    return {'image': super()._features()['image']}
+
+  def _generate_examples(self, count: int) -> Iterator[tuple[int, dict]]:
+    for i, example in super()._generate_examples(count):
+      del example['label']
+      yield i, example
+
+
+class ConadvNoHeldOut(_Tiny):
+  """No split to evaluate on."""
+  HELD_OUT = 'extra'
+
+
+class ConadvBroken(_Tiny):
+  """Cannot be prepared."""
+
+  def _split_generators(self, manager: object) -> dict:
+    raise ConnectionError('the server is away\nand a second line')
+
+
+def _load(path: pathlib.Path, name: str, **more: int) -> source.Splits:
+  return tfds_source.load(
+      DataConfig(name='tfds', builder=name, path=str(path), **more))
+
+
+def _all(data: source.Source) -> tuple[np.ndarray, np.ndarray]:
+  images, labels = data.read(tf.range(data.num_examples, dtype=tf.int64))
+  return images.numpy(), labels.numpy()
+
+
+def test_fixed_shape_is_held_decoded(tmp_path: pathlib.Path) -> None:
+  splits = _load(tmp_path, 'conadv_fixed:1.*.*')
+  assert isinstance(splits.train, source.ArraySource)
+  assert splits.train.image_shape == (4, 4, 1)
+  assert splits.train.class_names == ('a', 'b', 'c')
+  images, labels = _all(splits.train)
+  assert sorted(labels) == [0, 0, 0, 1, 1, 2, 2]
+  assert (images == labels[:, None, None, None]).all()
+  assert splits.validation.num_examples == 4
+  assert _load(tmp_path, 'conadv_fixed', num_examples=5).train.num_examples == 5
+
+
+def test_prepared_data_need_no_preparation(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  first = _all(_load(tmp_path, 'conadv_fixed').train)
+  def fail(*_: object, **__: object) -> None:
+    raise AssertionError('prepared data were prepared again')
+  monkeypatch.setattr(
+      tfds.core.DatasetBuilder, 'download_and_prepare', fail)
+  second = _all(_load(tmp_path, 'conadv_fixed').train)
+  np.testing.assert_array_equal(first[0], second[0])
+  np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_another_size_of_a_fixed_shape_is_resized(
+    tmp_path: pathlib.Path) -> None:
+  train = _load(tmp_path, 'conadv_fixed', image_size=9).train
+  assert isinstance(train, source.EncodedSource)
+  images, labels = _all(train)
+  assert images.shape == (7, 9, 9, 1)
+  assert (images == labels[:, None, None, None]).all()
+
+
+def test_varying_shapes_are_held_encoded(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(InputError, match='image_size is null'):
+    _load(tmp_path, 'conadv_varying')
+  splits = _load(tmp_path, 'conadv_varying', image_size=8)
+  assert isinstance(splits.train, source.EncodedSource)
+  images, labels = _all(splits.train)
+  assert images.shape == (7, 8, 8, 3)
+  # Label images are lossless PNG, and flat, so resizing keeps them.
+  assert (images == labels[:, None, None, None]).all()
+  assert splits.validation.num_examples == 4
+  splits.train.check()
+
+
+def test_plain_labels_need_the_number_of_classes(
+    tmp_path: pathlib.Path) -> None:
+  with pytest.raises(InputError, match='num_classes is null'):
+    _load(tmp_path, 'conadv_plain_label')
+  train = _load(tmp_path, 'conadv_plain_label', num_classes=3).train
+  assert (train.num_classes, train.class_names) == (3, None)
+  with pytest.raises(InputError, match='is 2, outside 0 .. 1'):
+    _load(tmp_path, 'conadv_plain_label', num_classes=2)
+
+
+def test_refuses(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(InputError, match='data.builder is null'):
+    tfds_source.load(DataConfig(name='tfds'))
+  with pytest.raises(InputError, match='its features are image; need'):
+    _load(tmp_path, 'conadv_no_label')
+  with pytest.raises(InputError, match='splits are .*train; need|train, extra'):
+    _load(tmp_path, 'conadv_no_held_out')
+  with pytest.raises(InputError) as error:
+    _load(tmp_path, 'conadv_broken')
+  assert 'data.builder=conadv_broken' in str(error.value)
+  assert str(tmp_path) in str(error.value)
+  assert 'the server is away' in str(error.value)
+  assert 'second line' not in str(error.value)
+  with pytest.raises(InputError, match='cannot be loaded'):
+    _load(tmp_path, 'conadv_unknown')
+  with pytest.raises(InputError, match='cannot be loaded'):
+    _load(tmp_path, 'conadv_fixed:9.9.9')
