@@ -11,7 +11,7 @@ import warnings
 def one_line_errors() -> Iterator[None]:
   """Turns InputError into one line on stderr and exit code 2."""
   # TensorFlow's start-up chatter would bury that line.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", module="google")
   from conadv_tf import config
   try:

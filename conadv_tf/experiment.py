@@ -81,7 +81,7 @@ OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
         weight_decay=o.weight_decay or None),
     "adamw": lambda o, lr: tf.keras.optimizers.AdamW(
         lr, weight_decay=o.weight_decay, beta_1=o.beta_1, beta_2=o.beta_2,
-        epsilon=o.epsilon or 1e-7),
+        epsilon=1e-7 if o.epsilon is None else o.epsilon),
 }
 
 Schedule = tf.keras.optimizers.schedules.LearningRateSchedule

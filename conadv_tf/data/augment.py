@@ -7,7 +7,7 @@ those alone: not on its neighbours, its batch or the thread that works on it.
 import contextlib
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -38,6 +38,22 @@ def words(name: str) -> int:
   return _CROP_WORDS + (_LIBRARY_WORDS if name != 'crop_flip' else 0)
 
 
+def check(name: str, shape: Sequence[int]) -> None:
+  """Checks that images of shape (h, w, c) can be augmented this way.
+
+  Raises:
+    InputError: unknown name; channels other than 1 or 3, or images below
+      3 pixels, with a library policy.
+  """
+  if words(name) <= _CROP_WORDS:
+    return
+  height, width, channels = shape
+  if channels not in (1, 3) or min(height, width) < 3:
+    raise InputError(
+        f'data.augment={name}: images are {height} x {width} x {channels}; '
+        'need 1 or 3 channels and at least 3 pixels.')
+
+
 def apply(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   """Augments a batch.
 
@@ -51,10 +67,9 @@ def apply(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     uint8, shape of `images`.
 
   Raises:
-    InputError: unknown name; channels other than 1 or 3, or images below
-      3 pixels, with a library policy.
+    InputError: see `check`.
   """
-  words(name)
+  check(name, images.shape[1:])
   if name == 'none':
     return images
   if name != 'crop_flip':
@@ -96,10 +111,6 @@ def crop_flip(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 def _library(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   """Applies a policy of the Model Garden to each image."""
   *_, height, width, channels = images.shape
-  if channels not in (1, 3) or min(height, width) < 3:
-    raise InputError(
-        f'data.augment={name}: images are {height} x {width} x {channels}; '
-        'need 1 or 3 channels and at least 3 pixels.')
   from official.vision.ops import augment as library  # Slow to import.
   distort = _policy(name, min(height, width), library).distort
 
@@ -110,10 +121,8 @@ def _library(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
   # Its operations are written for RGB.
   colour = tf.repeat(images, 3, axis=-1) if channels == 1 else images
-  # The library branches with tf.cond itself; converting its Python would
-  # only make tracing slow.
   result = tf.map_fn(
-      tf.autograph.experimental.do_not_convert(one), (colour, bits),
+      one, (colour, bits),
       fn_output_signature=tf.TensorSpec([height, width, 3], tf.uint8),
       parallel_iterations=_PARALLEL_IMAGES)
   result.set_shape(colour.shape)

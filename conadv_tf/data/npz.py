@@ -56,7 +56,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
     raise InputError(f'data.path={path}: no such file; give an .npz file.')
   try:
     with tf.io.gfile.GFile(path, 'rb') as file:
-      if not zipfile.is_zipfile(file):
+      if file.read(2) != b'PK':  # As every zip file starts.
         raise InputError(
             f'data.path={path}: not an .npz file; write it with np.savez.')
       file.seek(0)

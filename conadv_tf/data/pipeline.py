@@ -5,12 +5,16 @@ alone says which example stands there and how it is augmented. So a run
 resumed at step s sees bit for bit what an unbroken run sees.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from conadv_tf import randomness
 from conadv_tf.config import InputError
 from conadv_tf.data import augment as augmentation
 from conadv_tf.data.source import Source
+
+_Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # Image, label, weight.
 
 # Purposes of keys; others are listed in `randomness`.
 _ORDER = 16
@@ -62,12 +66,13 @@ def train_dataset(
         f'start_step={start_step}, num_steps={num_steps}: must not be '
         'negative.')
   rows = global_batch_size // micro_batches
+  augmentation.check(augment, source.image_shape)
   words = augmentation.words(augment)
   with tf.device('CPU:0'):
     order_key = randomness.make_key(seed, _ORDER)
     augmentation_key = randomness.make_key(seed, _AUGMENTATION)
 
-  def element(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  def element(number: tf.Tensor) -> _Batch:
     first = number * rows
     images, labels = source.read(
         _examples(order_key, first, rows, source.num_examples))
@@ -103,7 +108,7 @@ def evaluation_dataset(source: Source, batch_size: int) -> tf.data.Dataset:
         f'evaluation.batch_size={batch_size}: must be at least 1.')
   last = source.num_examples - 1
 
-  def element(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  def element(number: tf.Tensor) -> _Batch:
     rows = number * batch_size + tf.range(batch_size, dtype=tf.int64)
     images, labels = source.read(tf.minimum(rows, last))
     return images, labels, tf.cast(rows <= last, tf.float32)
@@ -111,10 +116,15 @@ def evaluation_dataset(source: Source, batch_size: int) -> tf.data.Dataset:
   return _mapped(tf.data.Dataset.range(last // batch_size + 1), element)
 
 
-def _mapped(elements: tf.data.Dataset, element: object) -> tf.data.Dataset:
+def _mapped(
+    elements: tf.data.Dataset, element: Callable[[tf.Tensor], _Batch]
+) -> tf.data.Dataset:
   """Makes elements in parallel, in order, ahead of their use."""
+  # No code here or in the augmentation library branches on tensors in plain
+  # Python, and converting the library's takes longer than tracing it.
   return elements.map(
-      element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+      tf.autograph.experimental.do_not_convert(element),
+      num_parallel_calls=tf.data.AUTOTUNE, deterministic=True,
   ).prefetch(tf.data.AUTOTUNE)
 
 

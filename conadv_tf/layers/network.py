@@ -173,6 +173,15 @@ class Network(tf.Module):
     """The model's, then gamma and beta of the other branches."""
     return self.model.trainable_variables + self._extra_trainable
 
+  def trainable_branches(self) -> list[str | None]:
+    """For each trainable variable the branch that alone uses it, or None."""
+    owner = {}
+    for variables in self.layer_variables:
+      for branch, branch_variables in variables.items():
+        for variable in branch_variables.trainable():
+          owner[id(variable)] = branch
+    return [owner.get(id(v)) for v in self.trainable_variables]
+
   @property
   def variables(self) -> list[tf.Variable]:
     """All weights and statistics of all branches, in a fixed order."""

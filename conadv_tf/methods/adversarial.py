@@ -39,11 +39,19 @@ class AdversarialMethod(method.Method):
     if not 0 <= adversarial_weight < 1:
       raise ValueError("adversarial_weight must be in [0, 1), got "
                        f"{adversarial_weight}")
+    if rebalance_branch_gradients and (
+        bn_branches == 1 or adversarial_weight == 0):
+      raise ValueError("rebalance_branch_gradients needs bn_branches=2 and "
+                       "adversarial_weight > 0")
+    if bn_branches == 3:
+      raise ValueError("bn_branches=3 (clean, augmented, adversarial) is not "
+                       "available yet; use 1 or 2")
     if bn_branches not in (1, 2):
       raise ValueError(f"bn_branches must be 1 or 2, got {bn_branches}")
     self.adversarial_fraction = adversarial_fraction
     self.adversarial_weight = adversarial_weight
     self.bn_branches = bn_branches
+    self.rebalance_branch_gradients = rebalance_branch_gradients
     self.branches = routing.BRANCHES[bn_branches]
     self.passes_per_step = 3.0 + 5.0 * adversarial_fraction
 
@@ -77,6 +85,14 @@ class AdversarialMethod(method.Method):
                     adversarial_image: tf.Tensor
                     ) -> method.StepResult:
     """One gradient on a clean batch and its adversarial copy."""
-    return method.train(
+    result = method.train(
         ctx, batch, adversarial_image,
         self.segments(batch.image.shape[0]), self.adversarial_weight)
+    if not self.rebalance_branch_gradients:
+      return result
+    share = {routing.CLEAN: 1.0 - self.adversarial_weight,
+             routing.ADVERSARIAL: self.adversarial_weight}
+    gradients = [
+        g if branch is None else g / share[branch] for g, branch in zip(
+            result.gradients, ctx.network.trainable_branches())]
+    return result._replace(gradients=gradients)

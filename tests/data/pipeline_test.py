@@ -97,12 +97,11 @@ def test_micro_batches_and_resumed_runs_see_the_same_images(name: str) -> None:
 @pytest.mark.parametrize('name', ['autoaugment', 'randaugment'])
 def test_policies_resume_bit_for_bit(name: str) -> None:
   data = _numbered(10, 16)
-  whole, again, late = (
+  whole, late = (
       _concatenated(pipeline.train_dataset(
           data, global_batch_size=12, micro_batches=micro_batches, seed=5,
           augment=name, start_step=start, num_steps=4 - start))
-      for micro_batches, start in ((1, 0), (1, 0), (2, 2)))
-  np.testing.assert_array_equal(whole, again)
+      for micro_batches, start in ((1, 0), (2, 2)))
   np.testing.assert_array_equal(whole[24:], late)
 
 

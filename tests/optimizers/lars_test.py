@@ -172,8 +172,7 @@ def test_exclusion_by_rank_and_by_name() -> None:
   assert optimizer.excluded_names(_variables()) == ['dense/kernel:0', 'bias:0']
   assert lars.Lars().excluded_names(_variables()) == ['bias:0']
   gradients = _gradients(5)
-  expected = _run_twin(
-      gradients, excluded=('dense/kernel', 'bias'), **_SETTINGS)
+  expected = _run_twin(gradients, ('dense/kernel', 'bias'), **_SETTINGS)
   _assert_close(_run(optimizer, gradients), expected, atol=1e-5)
 
 
@@ -194,7 +193,7 @@ def test_config_round_trip() -> None:
       clipnorm=1.5, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=7,
       jit_compile=False, name='mine')
   config = optimizer.get_config()
-  assert config['weight_decay'] == 0.01
+  assert (config['weight_decay'], config['eeta']) == (0.01, 0.002)
   assert config['exclude_from_scaling'] == ['bn']
   assert config['clipnorm'] == 1.5 and config['ema_overwrite_frequency'] == 7
   assert json.loads(json.dumps(config)) == config
@@ -252,8 +251,8 @@ def test_mixed_precision_layers_keep_float32_weights_and_velocities() -> None:
   with tf.GradientTape() as tape:
     loss = tf.reduce_sum(tf.cast(layer(x), tf.float32))
   gradients = tape.gradient(loss, layer.trainable_variables)
-  optimizer.apply_gradients(zip(
-      gradients, layer.trainable_variables, strict=True))
+  optimizer.apply_gradients(
+      zip(gradients, layer.trainable_variables, strict=True))
   assert {m.dtype for m in optimizer.momentums} == {tf.float32}
   # Every gradient is 4; a float16 weight would lose a step this small.
   ratio = 0.1 * np.linalg.norm(start) / np.linalg.norm(np.full((3, 2), 4.0))

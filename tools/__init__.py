@@ -1,0 +1,1 @@
+"""Launchers, measurements and upkeep; the package imports none of them."""
