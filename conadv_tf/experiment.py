@@ -28,6 +28,7 @@ from conadv_tf.data import tfds_source
 from conadv_tf.distribute import strategies
 from conadv_tf.evaluation import clean
 from conadv_tf.evaluation import robust
+from conadv_tf.evaluation import serving
 from conadv_tf.layers import routing
 from conadv_tf.methods import method as method_lib
 from conadv_tf.models import applications
@@ -150,6 +151,7 @@ class Experiment:
     strategy: the distribution strategy.
     trainer: compiled.
     schedule: learning rate of an update's index.
+    outputs: what the model ends in, "logits" or "probabilities".
   """
 
   config: config_lib.ExperimentConfig
@@ -157,13 +159,14 @@ class Experiment:
   strategy: tf.distribute.Strategy
   trainer: trainers.Trainer
   schedule: Schedule
+  outputs: str
   _evaluators: dict[tuple[str, str], clean.Evaluator] = dataclasses.field(
       default_factory=dict)
 
   @functools.cached_property
   def loss(self) -> per_example.PerExampleLoss:
     """Cross entropy without label smoothing, for evaluation."""
-    return per_example.per_example_loss(_cross_entropy())
+    return per_example.per_example_loss(_cross_entropy(self.outputs))
 
   def train_dataset(self, start_step: int) -> tf.data.Dataset:
     """Micro batches from update `start_step` to the end of the run."""
@@ -271,10 +274,10 @@ class Experiment:
     return "\n".join(lines)
 
 
-def _cross_entropy(smoothed: bool = False) -> tf.keras.losses.Loss:
-  if smoothed:
-    return tf.keras.losses.CategoricalCrossentropy(from_logits=True)
-  return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:
+  kind = (tf.keras.losses.CategoricalCrossentropy if soft
+          else tf.keras.losses.SparseCategoricalCrossentropy)
+  return kind(from_logits=outputs == "logits")
 
 
 def build(config: config_lib.ExperimentConfig,
@@ -315,15 +318,16 @@ def build(config: config_lib.ExperimentConfig,
           pixel_range=PIXEL_RANGE, seed=config.seed,
           micro_batches=runtime.micro_batches,
           deterministic=runtime.deterministic)
-      smoothed = config.objective.label_smoothing > 0
+      outputs = user.outputs(model, splits.train.image_shape)
+      soft = config.objective.label_smoothing > 0
       trainer.compile(
           OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),
-          _cross_entropy(smoothed), metrics=["accuracy"],
+          _cross_entropy(outputs, soft), metrics=["accuracy"],
           jit_compile=runtime.jit_compile or None,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:
       raise config_lib.InputError(error) from error
-  return Experiment(config, splits, strategy, trainer, schedule)
+  return Experiment(config, splits, strategy, trainer, schedule, outputs)
 
 
 def restore(model_dir: str) -> tuple[Experiment, checkpoint.Checkpoint]:
@@ -417,3 +421,30 @@ def _finish(experiment: Experiment,
     raise RuntimeError(f"metrics.jsonl has no record of update {total}")
   directory.write_results(records[-1])
   return records[-1]
+
+
+def export(experiment: Experiment, step: int, output_dir: str,
+           branch: str = routing.CLEAN) -> None:
+  """Writes a SavedModel of one branch with its model card.
+
+  Args:
+    experiment: restored.
+    step: updates behind its weights.
+    output_dir: new, or an earlier export.
+    branch: that is merged.
+
+  Raises:
+    InputError: if there is no such branch or the directory is foreign.
+  """
+  figures = experiment.evaluate(branch=branch)
+  config = experiment.config.as_dict()
+  train = experiment.splits.train
+  try:
+    model = experiment.trainer.merge(branch)
+  except ValueError as error:
+    raise config_lib.InputError(error) from error
+  serving.export(
+      model, output_dir, class_names=train.class_names,
+      image_shape=train.image_shape, outputs=experiment.outputs,
+      card={"step": step, "branch": branch, "config": config,
+            "metrics": {f"validation/{k}": v for k, v in figures.items()}})

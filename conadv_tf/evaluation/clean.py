@@ -31,7 +31,8 @@ class Evaluator:
       network: evaluated with moving statistics (EVAL).
       loss: of single examples. With label smoothing in it the reported loss
         has it too: training's loss is seldom the one to report.
-      strategy: whose replicas share every batch; default the current one.
+      strategy: whose replicas share every batch; default the one that the
+        network was made under.
       branch: whose batch normalisation is used.
 
     Raises:
@@ -43,7 +44,7 @@ class Evaluator:
           f"{', '.join(network.branches)}")
     self._network = network
     self._loss = loss
-    self._strategy = strategy or tf.distribute.get_strategy()
+    self._strategy = strategy or network.model.distribute_strategy
     self._branch = branch
     self._step = tf.function(self._add_batch, autograph=False)
 

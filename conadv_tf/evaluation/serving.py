@@ -59,8 +59,8 @@ def export(model: tf.keras.Model, output_dir: str, *,
     RuntimeError: if the SavedModel gives other numbers than the model.
   """
   target = _checked_target(output_dir)
-  module = _Classifier(model, image_shape, outputs)
-  text = _card_text(card, module, class_names)
+  classifier = _Classifier(model, image_shape, outputs)
+  text = _card_text(card, classifier, class_names)
   temporary = f"{target}.{os.getpid()}.tmp"
   try:
     os.makedirs(temporary)
@@ -68,22 +68,22 @@ def export(model: tf.keras.Model, output_dir: str, *,
     raise InputError(f"output_dir: cannot write {output_dir!r}: "
                      f"{error.strerror}; choose another") from error
   try:
-    tf.saved_model.save(module, temporary, signatures=module.signatures)
+    tf.saved_model.save(classifier.root, temporary,
+                        signatures=classifier.signatures)
     with open(os.path.join(temporary, CARD), "w", encoding="utf-8") as file:
       file.write(text)
-    _write_golden(module, temporary)
+    _write_golden(classifier, temporary)
     _replace(target, temporary)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-class _Classifier(tf.Module):
+class _Classifier:
   """The functions that are served.
 
-  It holds the model's variables and not the model: Keras objects would be
-  saved with every layer's own functions, and custom ones by class name.
-
   Attributes:
+    root: what is saved. It holds the model's variables and not the model:
+      Keras objects would be saved with the functions of every layer.
     signatures: name -> what is exported.
     image_shape: h, w, c.
     classes: how many there are.
@@ -97,14 +97,14 @@ class _Classifier(tf.Module):
     Raises:
       ValueError: if the model does not map such images to one row of classes.
     """
-    super().__init__(name="classifier")
     if outputs not in ("logits", "probabilities"):
       raise ValueError("outputs must be 'logits' or 'probabilities', got "
                        f"{outputs!r}")
     height, width, channels = image_shape
     self.image_shape = height, width, channels
     self.outputs = outputs
-    self.model_variables = model.variables
+    self.root = tf.Module(name="classifier")
+    self.root.model_variables = model.variables
 
     def classify(images: tf.Tensor) -> Outputs:
       return _classify(model, images, outputs)
@@ -154,7 +154,7 @@ def _decode(image_bytes: tf.Tensor, image_shape: ImageShape) -> tf.Tensor:
       image_shape, tf.uint8))
 
 
-def _card_text(card: Mapping[str, Any], module: _Classifier,
+def _card_text(card: Mapping[str, Any], classifier: _Classifier,
                class_names: Sequence[str] | None) -> str:
   """The model card as JSON.
 
@@ -162,32 +162,32 @@ def _card_text(card: Mapping[str, Any], module: _Classifier,
     ValueError: if names and classes differ in number, or the caller's part
       has a key that is ours.
   """
-  if class_names is not None and len(class_names) != module.classes:
+  if class_names is not None and len(class_names) != classifier.classes:
     raise ValueError(f"{len(class_names)} class names for a model of "
-                     f"{module.classes} classes")
+                     f"{classifier.classes} classes")
   images = {
       "name": "images", "dtype": "uint8", "range": [0, 255],
-      "shape": [None, *module.image_shape],
+      "shape": [None, *classifier.image_shape],
       "channels": {1: "grey", 3: "RGB", 4: "RGBA"}.get(
-          module.image_shape[2], "as in the training data"),
+          classifier.image_shape[2], "as in the training data"),
       "normalisation": "inside the model"}
   image_bytes = {
       "name": "image_bytes", "dtype": "string", "shape": [None],
-      "encoding": "PNG" if module.image_shape[2] == 4 else "JPEG or PNG",
+      "encoding": "PNG" if classifier.image_shape[2] == 4 else "JPEG or PNG",
       "resize": "to the height and width of `images`: bilinear, without "
                 "antialiasing, rounded, aspect ratio not kept"}
   inputs = {"serving_default": images, "serving_bytes": image_bytes}
   ours = {
       "format": _FORMAT, "format_version": 1,
       "tensorflow_version": tf.__version__,
-      "inputs": {name: inputs[name] for name in module.signatures},
+      "inputs": {name: inputs[name] for name in classifier.signatures},
       "outputs": {
           "logits": "float32 [b, classes]" + (
-              "" if module.outputs == "logits" else
+              "" if classifier.outputs == "logits" else
               ", the logarithm of the probabilities"),
           "probabilities": "float32 [b, classes]",
           "classes": "int64 [b], the most probable class"},
-      "classes": {"count": module.classes,
+      "classes": {"count": classifier.classes,
                   "names": None if class_names is None else list(class_names)},
   }
   taken = sorted(ours.keys() & card.keys())
@@ -210,21 +210,21 @@ def _plain(value: Any) -> Any:
   return value
 
 
-def _write_golden(module: _Classifier, folder: str) -> None:
+def _write_golden(classifier: _Classifier, folder: str) -> None:
   """Saves inputs and outputs; loads the SavedModel and compares.
 
   Raises:
     RuntimeError: if an output differs.
   """
   images = np.random.default_rng(0).integers(
-      0, 256, (_GOLDEN_IMAGES, *module.image_shape), dtype=np.uint8)
+      0, 256, (_GOLDEN_IMAGES, *classifier.image_shape), dtype=np.uint8)
   expected = {name: value.numpy() for name, value in
-              module.signatures["serving_default"](
+              classifier.signatures["serving_default"](
                   tf.constant(images)).items()}
   np.savez(os.path.join(folder, GOLDEN), images=images, **expected)
   loaded = tf.saved_model.load(folder).signatures
   fed = {"serving_default": {"images": tf.constant(images)}}
-  if "serving_bytes" in module.signatures:
+  if "serving_bytes" in classifier.signatures:
     encoded = [tf.io.encode_png(image) for image in images]
     fed["serving_bytes"] = {"image_bytes": tf.stack(encoded)}
   for signature, inputs in fed.items():

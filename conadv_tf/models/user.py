@@ -99,3 +99,17 @@ def _check_model(
     raise config.InputError(
         f"model.name: {name} must give [b, {num_classes}] for {num_classes} "
         f"classes, it gives {output if shape is None else shape.as_list()}")
+
+
+def outputs(model: tf.keras.Model, input_shape: arguments.ImageShape) -> str:
+  """What a model ends in: "probabilities" after a softmax, else "logits".
+
+  Judged by what it gives for a few images, since a softmax can hide anywhere:
+  in an activation, a layer of its own or a subclass's `call`.
+  """
+  images = tf.random.stateless_uniform([4, *input_shape], [0, 0], 0.0, 255.0)
+  values = tf.cast(model(images, training=False), tf.float32)
+  sums = tf.reduce_sum(values, axis=1)
+  is_softmax = tf.reduce_all(values >= 0) & tf.reduce_all(
+      tf.abs(sums - 1.0) < 1e-2)
+  return "probabilities" if bool(is_softmax) else "logits"

@@ -70,7 +70,7 @@ def assert_same(found: dict[str, float], expected: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 10])
-def test_every_batch_size_gives_the_numbers_made_by_hand(count):
+def test_every_batch_size_gives_the_numbers_made_by_hand(count: int) -> None:
   data = examples(count)
   evaluator = clean.Evaluator(pixels_as_logits(), LOSS)
   for batch_size in range(1, count + 4):
@@ -78,7 +78,8 @@ def test_every_batch_size_gives_the_numbers_made_by_hand(count):
                 by_hand(data))
 
 
-def test_two_replicas_give_the_same_numbers(mirrored):
+def test_two_replicas_give_the_same_numbers(
+    mirrored: tf.distribute.Strategy) -> None:
   with mirrored.scope():
     network = with_statistics()
   for count, batch_sizes in ((1, (1, 2)), (7, (1, 2, 3, 4, 7, 8)), (10, (5,))):
@@ -89,7 +90,7 @@ def test_two_replicas_give_the_same_numbers(mirrored):
                   by_hand(data))
 
 
-def test_branches_are_told_apart():
+def test_branches_are_told_apart() -> None:
   network = with_statistics()
   data = examples(10)
   batches = pipeline.evaluation_dataset(data, 4)
@@ -109,7 +110,8 @@ def test_branches_are_told_apart():
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_one_trace_for_many_evaluations(mirrored, replicas):
+def test_one_trace_for_many_evaluations(
+    mirrored: tf.distribute.Strategy, replicas: int) -> None:
   traced = []
 
   def loss(label: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
@@ -130,7 +132,7 @@ def test_one_trace_for_many_evaluations(mirrored, replicas):
   assert_same(after, by_hand(examples(10), -100.0))
 
 
-def test_soft_labels():
+def test_soft_labels() -> None:
   data = examples(10)
   hard = by_hand(data)
   network = pixels_as_logits()
@@ -147,7 +149,7 @@ def test_soft_labels():
   assert_same(found, {**hard, "loss": 0.9 * hard["loss"] + 0.1 * every.mean()})
 
 
-def test_top_5_only_where_it_says_something():
+def test_top_5_only_where_it_says_something() -> None:
   network = pixels_as_logits(5)
   data = source.ArraySource(np.zeros([3, 1, 1, 5], np.uint8), np.arange(3),
                             num_classes=5)
@@ -157,7 +159,7 @@ def test_top_5_only_where_it_says_something():
                    "examples": 3.0}
 
 
-def test_ranks_with_ties_and_nan():
+def test_ranks_with_ties_and_nan() -> None:
   nan = math.nan
   outputs = tf.constant([
       [3.0, 1.0, 3.0, 2.0], [3.0, 1.0, 3.0, 2.0], [3.0, 1.0, 3.0, 2.0],
@@ -168,7 +170,7 @@ def test_ranks_with_ties_and_nan():
       0, 1, 3, 3, 1]
 
 
-def test_infinite_loss_of_padding_does_not_count():
+def test_infinite_loss_of_padding_does_not_count() -> None:
   images = np.array([[[[16, 0]]], [[[0, 0]]]], np.uint8)
   dataset = tf.data.Dataset.from_tensors(
       (images, np.array([0, 1], np.int32), np.array([1, 0], np.float32)))
@@ -180,7 +182,7 @@ def test_infinite_loss_of_padding_does_not_count():
   assert found == {"loss": 1.0, "accuracy": 1.0, "examples": 1.0}
 
 
-def test_nothing_to_evaluate():
+def test_nothing_to_evaluate() -> None:
   evaluator = clean.Evaluator(pixels_as_logits(), LOSS)
   batches = pipeline.evaluation_dataset(examples(4), 2)
   padding = batches.map(lambda image, label, weight: (image, label, 0 * weight))
@@ -191,6 +193,6 @@ def test_nothing_to_evaluate():
     evaluator(batches.unbatch().batch(3))
 
 
-def test_generalisation_gap_is_train_minus_validation():
+def test_generalisation_gap_is_train_minus_validation() -> None:
   gap = clean.generalisation_gap({"accuracy": 0.75}, {"accuracy": 0.5})
   assert gap == 0.25

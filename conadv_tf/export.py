@@ -1,0 +1,40 @@
+"""Exports a run: `python -m conadv_tf.export --model_dir=DIR --output_dir=DIR`."""
+
+from absl import app
+from absl import flags
+
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Directory for the SavedModel; an earlier export there "
+    "is replaced.")
+_BRANCH = flags.DEFINE_enum(
+    "branch", "clean", ["clean", "adversarial"],
+    "Whose batch normalisation is merged into the model.")
+
+
+def main(argv: list[str]) -> None:
+  """Merges the newest checkpoint into a plain model and writes it."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  # Imported late: --help must not wait for TensorFlow.
+  from conadv_tf import command_line
+  with command_line.one_line_errors():
+    from conadv_tf import config
+    from conadv_tf import experiment as experiments
+    for name, value in (("model_dir", _MODEL_DIR.value),
+                        ("output_dir", _OUTPUT_DIR.value)):
+      if not value:
+        raise config.InputError(f"--{name} is missing")
+    experiment, checkpoint = experiments.restore(_MODEL_DIR.value)
+    experiments.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
+                       _BRANCH.value)
+    print(f"exported update {checkpoint.step} to {_OUTPUT_DIR.value}")
+
+
+def run() -> None:
+  """Console script."""
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()
