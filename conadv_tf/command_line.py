@@ -6,6 +6,9 @@ import os
 import sys
 import warnings
 
+from absl import flags
+from absl import logging
+
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -14,6 +17,8 @@ def one_line_errors() -> Iterator[None]:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", module="google")
   from conadv_tf import config
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # app.run made it INFO
   try:
     yield
   except config.InputError as error:

@@ -10,7 +10,7 @@ gathers would depend on each other.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import graphlib
 import pathlib
 import re
@@ -19,7 +19,11 @@ import sys
 from tools import import_scan
 
 # Tests of the checkout itself, which Bazel's sandbox does not show them.
-MANUAL = ("tests.architecture_test", "tests.tools.build_files_test")
+MANUAL = (
+    "tests.architecture_test",
+    "tests.tools.build_files_test",
+    "tests.tools.requirements_test",
+)
 HEADER = """\
 # SPDX-License-Identifier: Apache-2.0
 # Written by tools/build_files.py from the imports; do not edit.
@@ -61,12 +65,12 @@ def build_files(root: pathlib.Path) -> dict[str, str]:
   return {"BUILD": ROOT_BUILD, **files}
 
 
-def stale_files(root: pathlib.Path) -> list[str]:
-  """Paths of BUILD files that are missing, wrong or left over."""
-  wanted = build_files(root)
+def stale_files(root: pathlib.Path, wanted: Mapping[str, str]) -> list[str]:
+  """Paths of BUILD files that are missing, left over or not as `wanted`."""
   present = {"BUILD", *(
       path.relative_to(root).as_posix()
-      for package in import_scan.PACKAGES for path in (root / package).rglob("BUILD"))}
+      for package in import_scan.PACKAGES
+      for path in (root / package).rglob("BUILD"))}
   return sorted(
       path for path in present | set(wanted)
       if not (root / path).exists()
@@ -82,16 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                       default=pathlib.Path(__file__).resolve().parents[1])
   args = parser.parse_args(argv)
   try:
-    stale = stale_files(args.root)
-    if args.check:
-      for path in stale:
-        print(f"{path} is not what the imports say; run "
-              "python -m tools.build_files", file=sys.stderr)
-      return 1 if stale else 0
     wanted = build_files(args.root)
   except (BuildError, import_scan.ImportScanError) as error:
     print(error, file=sys.stderr)
     return 1
+  stale = stale_files(args.root, wanted)
+  if args.check:
+    for path in stale:
+      print(f"{path} is not what the imports say; run "
+            "python -m tools.build_files", file=sys.stderr)
+    return 1 if stale else 0
   for path in stale:
     if path in wanted:
       (args.root / path).write_text(wanted[path], encoding="utf-8")
@@ -124,7 +128,8 @@ def _build_file(package: str, members: list[import_scan.Module],
   return "\n\n".join(parts + rules) + "\n"
 
 
-def _rule(module: import_scan.Module, modules: dict[str, import_scan.Module]) -> str:
+def _rule(module: import_scan.Module,
+          modules: dict[str, import_scan.Module]) -> str:
   """One target."""
   file = module.path.name
   imports, srcs, data = set(module.imports), [file], []

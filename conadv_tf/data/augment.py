@@ -4,10 +4,10 @@ Each example brings a row of random words, so what happens to it depends on
 those alone: not on its neighbours, its batch or the thread that works on it.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf

@@ -1,14 +1,14 @@
 """Image files in one folder per class."""
 
-import os
 from collections.abc import Sequence
+import os
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import source
+from conadv_tf.data import checks, source
 
 _TRAIN = ('train',)
 _VALIDATION = ('validation', 'val', 'test')
@@ -147,7 +147,7 @@ def _read(path: str, limit: int = -1) -> bytes:
       return file.read(limit)
   except tf.errors.OpError as error:
     raise InputError(f'{path}: cannot be read '
-                     f'({source.first_line(error)}).') from error
+                     f'({checks.first_line(error)}).') from error
 
 
 def _check_signature(path: str, content: bytes) -> None:

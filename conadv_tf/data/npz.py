@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import source
+from conadv_tf.data import checks, source
 
 _KEYS = ('x_train', 'y_train', 'x_test', 'y_test')
 
@@ -31,10 +31,10 @@ def load(data: DataConfig) -> source.Splits:
   arrays = _read(data.path)
   where = {split: f'{data.path} ({split})' for split in ('train', 'test')}
   images = {
-      split: source.check_images(arrays[f'x_{split}'], name, data.image_size)
+      split: checks.check_images(arrays[f'x_{split}'], name, data.image_size)
       for split, name in where.items()}
   labels = {
-      split: source.check_labels(
+      split: checks.check_labels(
           arrays[f'y_{split}'], name, data.num_classes)
       for split, name in where.items()}
   num_classes = data.num_classes or 1 + max(
@@ -72,7 +72,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
   except (OSError, EOFError, zipfile.BadZipFile, zlib.error,
           NotImplementedError, tf.errors.OpError) as error:
     raise InputError(
-        f'data.path={path}: cannot be read ({source.first_line(error)}); '
+        f'data.path={path}: cannot be read ({checks.first_line(error)}); '
         'write it again with np.savez.') from error
 
 
@@ -85,7 +85,7 @@ def _array(
     # Object arrays, and headers that are damaged.
     raise InputError(
         f'data.path={path}: {key} is not a plain numeric array '
-        f'({source.first_line(error)}); store uint8 images and integer '
+        f'({checks.first_line(error)}); store uint8 images and integer '
         'labels.') from error
   if not isinstance(array, np.ndarray) or array.dtype.kind not in 'biufc':
     raise InputError(

@@ -22,7 +22,7 @@ _AUGMENTATION = 17
 
 _PHILOX = 1
 _WORDS_PER_COUNT = 4  # Philox makes 128 bits for each value of its counter.
-_SHUFFLE_ROUNDS = 24
+_SHUFFLE_ROUNDS = 12
 
 
 def train_dataset(

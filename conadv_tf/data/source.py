@@ -1,19 +1,19 @@
-"""Image classification data with random access, and its checks.
+"""Image classification data with random access.
 
 Random access is what makes the pipeline a function of the step: any batch can
 be made without having made those before it.
 """
 
 import abc
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
 from conadv_tf.config import InputError
+from conadv_tf.data import checks
 
-_MAX_CLASSES = 2**31 - 1
 _PARALLEL_DECODES = 16
 
 
@@ -65,8 +65,8 @@ class ArraySource(Source):
     Raises:
       InputError: wrong type, rank, size or length; label out of range.
     """
-    images = check_images(images, where, image_size)
-    labels = check_labels(labels, where, num_classes)
+    images = checks.check_images(images, where, image_size)
+    labels = checks.check_labels(labels, where, num_classes)
     if len(images) != len(labels):
       raise InputError(
           f'{where}: {len(images)} images but {len(labels)} labels; they must '
@@ -82,6 +82,7 @@ class ArraySource(Source):
       self._labels = tf.constant(labels.astype(np.int32))
 
   def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """See the base class."""
     return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
 
@@ -112,7 +113,7 @@ class EncodedSource(Source):
     Raises:
       InputError: empty; numbers differ; label out of range.
     """
-    labels = check_labels(labels, where, num_classes)
+    labels = checks.check_labels(labels, where, num_classes)
     if len(contents) != len(labels):
       raise InputError(
           f'{where}: {len(contents)} images but {len(labels)} labels; they '
@@ -129,6 +130,7 @@ class EncodedSource(Source):
       self._labels = tf.constant(labels.astype(np.int32))
 
   def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """See the base class."""
     images = tf.map_fn(
         self._decode, tf.gather(self._contents, indices),
         fn_output_signature=tf.TensorSpec(self.image_shape, tf.uint8),
@@ -158,7 +160,7 @@ class EncodedSource(Source):
           name = self._names[i]
         raise InputError(
             f'{name}: cannot be read as a JPEG, PNG, GIF or BMP image '
-            f'({first_line(error)}); replace or remove it.') from error
+            f'({checks.first_line(error)}); replace or remove it.') from error
 
   def _decode(self, content: tf.Tensor) -> tf.Tensor:
     """Decodes one image: string [] to uint8 `image_shape`."""
@@ -186,6 +188,7 @@ class SubsetSource(Source):
       self._indices = tf.constant(indices, tf.int64)
 
   def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """See the base class."""
     return self.source.read(tf.gather(self._indices, indices))
 
 
@@ -232,73 +235,3 @@ def truncate(source: Source, num_examples: int | None) -> Source:
         f'{source.num_examples}, the size of the training set.')
   order = np.random.default_rng(0).permutation(source.num_examples)
   return SubsetSource(source, np.sort(order[:num_examples]))
-
-
-def check_images(
-    images: np.ndarray, where: str, image_size: int | None = None
-) -> np.ndarray:
-  """Returns uint8 [n, h, w, c]; raises InputError for anything else."""
-  if images.dtype != np.uint8:
-    raise InputError(
-        f'{where}: images are {images.dtype}; store them as uint8, 0 to 255.')
-  if images.ndim == 3:
-    images = images[..., None]
-  if images.ndim != 4 or 0 in images.shape[1:]:
-    raise InputError(
-        f'{where}: images have shape {images.shape}; need [n, height, width] '
-        'or [n, height, width, channels].')
-  if not len(images):
-    raise InputError(f'{where}: has no examples; need at least 1.')
-  check_image_size(images.shape[1:], image_size, where)
-  return np.ascontiguousarray(images)
-
-
-def check_image_size(
-    shape: Sequence[int], image_size: int | None, where: str) -> None:
-  """Raises InputError unless images already have the size asked for."""
-  if image_size is not None and tuple(shape[:2]) != (image_size, image_size):
-    raise InputError(
-        f'data.image_size={image_size}: the images of {where} are {shape[0]} x '
-        f'{shape[1]} and are not resized; leave it null.')
-
-
-def check_labels(
-    labels: np.ndarray, where: str, num_classes: int | None = None
-) -> np.ndarray:
-  """Checks labels.
-
-  Args:
-    labels: integers [n] or [n, 1].
-    where: what they belong to, for error messages.
-    num_classes: labels must lie in 0 .. num_classes-1; None means >= 0.
-
-  Returns:
-    The labels, [n], dtype unchanged.
-
-  Raises:
-    InputError: not integers, wrong rank, none at all, or out of range.
-  """
-  labels = np.asarray(labels)
-  if labels.ndim == 2 and labels.shape[1] == 1:
-    labels = labels[:, 0]
-  if labels.ndim != 1:
-    raise InputError(
-        f'{where}: labels have shape {labels.shape}; need [n] or [n, 1].')
-  if not len(labels):
-    raise InputError(f'{where}: has no examples; need at least 1.')
-  if labels.dtype.kind not in 'iu':
-    raise InputError(
-        f'{where}: labels are {labels.dtype}; need integer class numbers.')
-  limit = num_classes or _MAX_CLASSES
-  bad = np.flatnonzero((labels < 0) | (labels >= limit))
-  if len(bad):
-    raise InputError(
-        f'{where}: label {bad[0]} is {labels[bad[0]]}, outside 0 .. '
-        f'{limit - 1}; correct it or set data.num_classes.')
-  return labels
-
-
-def first_line(error: BaseException) -> str:
-  """Returns the first line of an error, for use inside another's."""
-  lines = str(getattr(error, 'message', '') or error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import source
+from conadv_tf.data import checks, source
 
 _BATCH = 256
 
@@ -69,7 +69,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
   except Exception as error:
     raise InputError(
         f'data.builder={name} (data.path={where}): cannot be loaded '
-        f'({source.first_line(error)}); check the name and version.'
+        f'({checks.first_line(error)}); check the name and version.'
     ) from error
   if builder.is_prepared():
     return builder
@@ -78,7 +78,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
   except Exception as error:
     raise InputError(
         f'data.builder={name}: is not prepared in {where} and preparing it '
-        f'failed ({source.first_line(error)}); check the network, or set '
+        f'failed ({checks.first_line(error)}); check the network, or set '
         'data.path to where it is prepared.') from error
   return builder
 

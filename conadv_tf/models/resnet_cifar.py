@@ -73,17 +73,7 @@ def resnet(
     A functional model: float images [b, h, w, c] in 0..255 -> float32 logits
     [b, num_classes].
   """
-  for key, value, valid, wanted in (
-      ("depth", depth, _is_whole(depth, 8) and depth % 6 == 2,
-       "6n+2 (8, 20, 32, 56, ...)"),
-      ("width", width, _is_whole(width, 1), "a positive whole number"),
-      ("batch_norm_momentum", batch_norm_momentum,
-       _is_share(batch_norm_momentum), "a number in [0, 1)"),
-      ("batch_norm_epsilon", batch_norm_epsilon,
-       _is_share(batch_norm_epsilon), "a number in [0, 1)")):
-    if not valid:
-      raise config.InputError(
-          f"model.args.{key} is {value!r}: it must be {wanted}")
+  _check(depth, width, batch_norm_momentum, batch_norm_epsilon)
 
   def normalize(x: tf.Tensor, name: str) -> tf.Tensor:
     return layers.BatchNormalization(
@@ -123,12 +113,26 @@ def _checked(
   return resnet(input_shape, num_classes, depth=depth, **args)
 
 
-def _is_whole(value: Any, least: int) -> bool:
-  return isinstance(value, int) and value >= least
+def _check(depth: Any, width: Any, momentum: Any, epsilon: Any) -> None:
+  """Raises InputError that names the first argument that cannot be."""
 
+  def is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
 
-def _is_share(value: Any) -> bool:
-  return isinstance(value, (int, float)) and 0 <= value < 1
+  def is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1
+
+  for key, value, valid, wanted in (
+      ("depth", depth, is_whole(depth, 8) and depth % 6 == 2,
+       "6n+2 (8, 20, 32, 56, ...)"),
+      ("width", width, is_whole(width, 1), "a positive whole number"),
+      ("batch_norm_momentum", momentum, is_share(momentum),
+       "a number in [0, 1)"),
+      ("batch_norm_epsilon", epsilon, is_share(epsilon),
+       "a number in [0, 1)")):
+    if not valid:
+      raise config.InputError(
+          f"model.args.{key} is {value!r}: it must be {wanted}")
 
 
 def _rescaling(

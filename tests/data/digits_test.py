@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from sklearn import datasets
+import tensorflow as tf
 
 from conadv_tf.config import DataConfig, InputError
 from conadv_tf.data import digits, source

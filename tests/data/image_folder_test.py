@@ -3,9 +3,9 @@
 import pathlib
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from conadv_tf.config import DataConfig, InputError
 from conadv_tf.data import image_folder, pipeline, source

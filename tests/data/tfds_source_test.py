@@ -1,7 +1,7 @@
 """Builders of TensorFlow Datasets, prepared on the spot."""
 
-import pathlib
 from collections.abc import Iterator
+import pathlib
 
 import numpy as np
 import pytest

@@ -82,7 +82,7 @@ def test_two_replicas_give_the_same_numbers(
     mirrored: tf.distribute.Strategy) -> None:
   with mirrored.scope():
     network = with_statistics()
-  for count, batch_sizes in ((1, (1, 2)), (7, (1, 2, 3, 4, 7, 8)), (10, (5,))):
+  for count, batch_sizes in ((1, (1,)), (7, (1, 3, 4, 8)), (10, (5,))):
     data = examples(count)
     evaluator = clean.Evaluator(network, LOSS, mirrored)
     for batch_size in batch_sizes:

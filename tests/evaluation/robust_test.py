@@ -129,9 +129,9 @@ def test_noise_belongs_to_the_example(mirrored: tf.distribute.Strategy) -> None:
 
   expected = mean_pixel(11, DEFAULT())
   assert 90 < expected < 110 and abs(expected - 100) > 1e-3
-  for batch_size in (1, 4, 11):
-    for strategy in (DEFAULT(), mirrored):
-      assert mean_pixel(batch_size, strategy) == pytest.approx(expected, 1e-6)
+  for batch_size, strategy in ((1, DEFAULT()), (4, DEFAULT()),
+                               (3, mirrored), (11, mirrored)):
+    assert mean_pixel(batch_size, strategy) == pytest.approx(expected, 1e-6)
   assert abs(mean_pixel(4, DEFAULT(), seed=1) - expected) > 1e-3
 
 
@@ -184,7 +184,7 @@ def test_foolbox_finds_the_same_accuracy(
   model = foolbox.TensorFlowModel(network.merge(), bounds=PIXELS)
   _, _, fooled = oracle(model, images, labels, epsilons=radius)
   assert 0.1 < found["accuracy"] < 0.8
-  assert found["accuracy"] == 1.0 - fooled.numpy().sum() / len(fooled)
+  assert found["accuracy"] == np.mean(~fooled.numpy())
   assert found["examples"] == data.num_examples
 
 

@@ -1,0 +1,202 @@
+"""Types, ranges and combinations: what makes a configuration legal."""
+
+from collections.abc import Mapping
+import copy
+import dataclasses
+import difflib
+import itertools
+import math
+import types
+import typing
+from typing import Any, Literal, Union
+
+from official.modeling.hyperparams import base_config
+
+from conadv_tf.config import schema
+
+_AT_LEAST_1 = ('at least 1', lambda v: v >= 1)
+_POSITIVE = ('above 0', lambda v: v > 0)
+_NOT_NEGATIVE = ('0 or more', lambda v: v >= 0)
+_PROBABILITY = ('from 0 to 1', lambda v: 0 <= v <= 1)
+_BELOW_1 = ('at least 0 and below 1', lambda v: 0 <= v < 1)
+_RANGES = {
+    'seed': ('from 0 to 2147483647', lambda v: 0 <= v < 2**31),
+    'data.global_batch_size': _AT_LEAST_1,
+    'data.image_size': _AT_LEAST_1,
+    'data.num_classes': ('at least 2', lambda v: v >= 2),
+    'data.num_examples': _AT_LEAST_1,
+    'objective.label_smoothing': _BELOW_1,
+    'method.lag': _NOT_NEGATIVE,
+    'method.adversarial_fraction':
+        ('above 0 and at most 1', lambda v: 0 < v <= 1),
+    'method.adversarial_weight': _PROBABILITY,
+    'attack.radius': _NOT_NEGATIVE,
+    'attack.step_size': _NOT_NEGATIVE,
+    'attack.steps': ('at least 1 (attack.radius=0 turns it off)',
+                     lambda v: v >= 1),
+    'attack.random_start': _PROBABILITY,
+    'optimizer.momentum': _BELOW_1,
+    'optimizer.weight_decay': _NOT_NEGATIVE,
+    'optimizer.eeta': _POSITIVE,
+    'optimizer.epsilon': _NOT_NEGATIVE,
+    'optimizer.beta_1': _BELOW_1,
+    'optimizer.beta_2': _BELOW_1,
+    'schedule.epochs': _POSITIVE,
+    'schedule.peak_lr': _NOT_NEGATIVE,
+    'schedule.warmup_epochs': _NOT_NEGATIVE,
+    'schedule.power': _POSITIVE,
+    'schedule.end_lr': _NOT_NEGATIVE,
+    'schedule.boundaries': _NOT_NEGATIVE,
+    'schedule.values': _NOT_NEGATIVE,
+    'runtime.num_replicas': _AT_LEAST_1,
+    'runtime.micro_batches': _AT_LEAST_1,
+    'runtime.steps_per_execution': _AT_LEAST_1,
+    'checkpoint.every_epochs': _POSITIVE,
+    'checkpoint.every_minutes': _POSITIVE,
+    'checkpoint.keep': _AT_LEAST_1,
+    'evaluation.every_epochs': _AT_LEAST_1,
+    'evaluation.offset_epochs': _NOT_NEGATIVE,
+    'evaluation.batch_size': _AT_LEAST_1,
+    'evaluation.train_examples': _NOT_NEGATIVE,
+}
+
+
+def validate(config: schema.ExperimentConfig) -> None:
+  """Raises schema.InputError unless every type, range and combination is legal."""
+  tree = typed(config.as_dict(), schema.ExperimentConfig, '', 'the configuration')
+  schema.leaves = dict(schema.leaves(tree))
+  for key, (text, is_legal) in _RANGES.items():
+    value = schema.leaves[key]
+    for number in value if isinstance(value, list) else [value]:
+      if number is not None and not is_legal(number):
+        raise schema.InputError(f'{key}: must be {text}, got {schema.show(number)}')
+  for key, value in (('method.adversary', 'recycled'),
+                     ('method.pairing', 'next_batch')):
+    if schema.leaves[key] == value:
+      raise schema.InputError(f'{key}: {value!r} is not available yet; leave it out')
+  _check_batch(config.data.global_batch_size, config.runtime)
+  _check_schedule(config.schedule)
+
+
+def _check_batch(batch: int, runtime: schema.RuntimeConfig) -> None:
+  replicas, micro_batches = runtime.num_replicas, runtime.micro_batches
+  if runtime.strategy == 'one_device' and replicas != 1:
+    raise schema.InputError(
+        f'runtime.num_replicas: strategy one_device has 1 replica, got '
+        f'{replicas}; set runtime.strategy=mirrored')
+  parts = replicas * micro_batches
+  if batch % parts:
+    nearest = max(1, (2 * batch + parts) // (2 * parts)) * parts
+    raise schema.InputError(
+        f'data.global_batch_size: {batch} does not divide among '
+        f'{replicas} runtime.num_replicas x {micro_batches} '
+        f'runtime.micro_batches = {parts}; the nearest batch that does is '
+        f'{nearest}')
+
+
+def _check_schedule(schedule: schema.ScheduleConfig) -> None:
+  if schedule.warmup_epochs > schedule.epochs:
+    raise schema.InputError(
+        f'schedule.warmup_epochs: must be at most schedule.epochs '
+        f'({schema.show(schedule.epochs)}), got {schema.show(schedule.warmup_epochs)}')
+  if ('schedule.end_lr' in schema.SCHEDULE_USES[schedule.name]
+      and schedule.end_lr > schedule.peak_lr):
+    raise schema.InputError(
+        f'schedule.end_lr: must be at most schedule.peak_lr '
+        f'({schema.show(schedule.peak_lr)}), got {schema.show(schedule.end_lr)}')
+  if schedule.name != 'piecewise':
+    return
+  boundaries, values = schedule.boundaries, schedule.values
+  if any(a >= b for a, b in itertools.pairwise(boundaries)):
+    raise schema.InputError(
+        f'schedule.boundaries: must increase, got {schema.show(boundaries)}')
+  if boundaries and boundaries[0] < schedule.warmup_epochs:
+    raise schema.InputError(
+        f'schedule.boundaries: the first must not come before the end of '
+        f'schedule.warmup_epochs ({schema.show(schedule.warmup_epochs)}), got '
+        f'{schema.show(boundaries[0])}')
+  if len(values) != len(boundaries) + 1:
+    raise schema.InputError(
+        f'schedule.values: {len(boundaries)} schedule.boundaries need '
+        f'{len(boundaries) + 1} values, got {schema.show(values)}')
+
+
+def typed(value: Any, hint: Any, key: str, where: str) -> Any:
+  """Returns `value` as the type that `hint` asks for, or raises schema.InputError."""
+  if typing.get_origin(hint) in (Union, types.UnionType):
+    if value is None or value in ('none', 'None'):
+      return None
+    return typed(value, typing.get_args(hint)[0], key, where)
+  if isinstance(hint, type) and issubclass(hint, base_config.Config):
+    return _typed_group(value, hint, key, where)
+  if typing.get_origin(hint) is Literal:
+    choices = typing.get_args(hint)
+    # True == 1, so equality alone would take a bool for a number.
+    if any(value == c and type(value) is type(c) for c in choices):
+      return value
+    near = difflib.get_close_matches(str(value), map(str, choices), 1)
+    expected = 'one of ' + ', '.join(map(str, choices))
+    if near:
+      expected += f' (did you mean {near[0]}?)'
+  elif typing.get_origin(hint) is list:
+    if isinstance(value, (list, tuple)):
+      item = typing.get_args(hint)[0]
+      return [typed(v, item, f'{key}[{i}]', where)
+              for i, v in enumerate(value)]
+    expected = 'a list, written [a,b]'
+  else:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number:
+      return _finite(value, key, where)
+    if isinstance(value, hint) and (number or hint is not int):
+      return copy.deepcopy(value) if hint is dict else hint(value)
+    expected = {bool: 'true or false', int: 'an integer', float: 'a number',
+                str: 'a string', dict: 'a mapping'}[hint]
+  raise schema.InputError(
+      f'{key}: expected {expected}, got {schema.show(value)}, in {where}')
+
+
+def _finite(value: int | float, key: str, where: str) -> float:
+  try:
+    number = float(value)
+  except OverflowError:
+    number = math.inf
+  if not math.isfinite(number):
+    raise schema.InputError(
+        f'{key}: expected a finite number, got {schema.show(value)}, in {where}')
+  return number
+
+
+def _typed_group(
+    value: Any, hint: type, key: str, where: str) -> dict[str, Any]:
+  """Returns the group's mapping with every key known and every value typed."""
+  if not isinstance(value, Mapping):
+    raise schema.InputError(
+        f'{key or "configuration"}: expected a group of keys, got '
+        f'{schema.show(value)}, in {where}')
+  hints = _hints(hint)
+  typed = {}
+  for name, inner in value.items():
+    path = f'{key}.{name}' if key else str(name)
+    if name not in hints:
+      raise schema.InputError(f'{path}: unknown key in {where}; the nearest known key '
+                       f'is {_nearest(path, key, hints)}')
+    typed[name] = typed(inner, hints[name], path, where)
+  return typed
+
+
+def _hints(config_type: type) -> dict[str, Any]:
+  hints = typing.get_type_hints(config_type)
+  return {f.name: hints[f.name] for f in dataclasses.fields(config_type)}
+
+
+def _nearest(path: str, group: str, siblings: Mapping[str, Any]) -> str:
+  """Prefers a sibling, then the same name elsewhere, then any likeness."""
+  name = path.rpartition('.')[2]
+  near = difflib.get_close_matches(name, siblings, 1)
+  if near:
+    return f'{group}.{near[0]}' if group else near[0]
+  known = [key for key, _ in schema.leaves(schema.ExperimentConfig().as_dict())
+           if not key.startswith('derived.')]
+  same = [key for key in known if key.rpartition('.')[2] == name]
+  return (same or difflib.get_close_matches(path, known, 1, 0.0))[0]

@@ -1,0 +1,99 @@
+"""What follows from a configuration, and how two of them differ."""
+
+from official.modeling.hyperparams import base_config
+
+from conadv_tf.config import checks
+from conadv_tf.config import schema
+
+_NO_PART_OF_THE_EXPERIMENT = ('runtime', 'checkpoint', 'evaluation', 'derived')
+
+
+def resolve(config: schema.ExperimentConfig, num_examples: int) -> schema.ExperimentConfig:
+  """Returns a checked, locked copy with `derived` computed from all the rest.
+
+  Args:
+    config: as loaded, or resolved before and then changed by `replace`.
+    num_examples: the size of the training set.
+  """
+  checks.validate(config)
+  resolved = schema.ExperimentConfig()
+  resolved.override(
+      checks.typed(config.as_dict(), schema.ExperimentConfig, '', 'the configuration'))
+  batch, runtime = resolved.data.global_batch_size, resolved.runtime
+  schedule, attack = resolved.schedule, resolved.attack
+  steps_per_epoch = num_examples / batch
+  total_steps = round(schedule.epochs * num_examples / batch)
+  if total_steps < 1:
+    raise schema.InputError(
+        f'schedule.epochs: {schema.show(schedule.epochs)} epochs of {num_examples} '
+        f'examples in batches of {batch} round to 0 updates; raise '
+        'schedule.epochs or lower data.global_batch_size')
+  _check_boundary_steps(schedule, steps_per_epoch)
+  step_size = attack.step_size
+  if step_size is None:
+    step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)
+  virtual_replicas = runtime.num_replicas * runtime.micro_batches
+  resolved.derived = schema.DerivedConfig(
+      num_examples=int(num_examples),
+      total_steps=total_steps,
+      warmup_steps=min(
+          total_steps, round(schedule.warmup_epochs * steps_per_epoch)),
+      steps_per_epoch=steps_per_epoch,
+      micro_batch_size=batch // runtime.micro_batches,
+      replica_batch_size=batch // virtual_replicas,
+      virtual_replicas=virtual_replicas,
+      step_size=float(step_size))
+  # The base class locks one level only.
+  for value in vars(resolved).values():
+    if isinstance(value, base_config.Config):
+      value.lock()
+  resolved.lock()
+  return resolved
+
+
+def differences(old: schema.ExperimentConfig, new: schema.ExperimentConfig) -> list[str]:
+  """Lists what makes `new` another experiment, as 'key: old -> new'."""
+  before, after = (
+      dict(schema.leaves(config.as_dict())) for config in (old, new))
+  return [
+      f'{key}: {_plain(before[key])} -> {_plain(after[key])}'
+      for key in before
+      if key.split('.')[0] not in _NO_PART_OF_THE_EXPERIMENT
+      and before[key] != after[key]]
+
+
+def unused_keys(config: schema.ExperimentConfig) -> list[str]:
+  """Lists keys set away from their default that this run will not look at."""
+  default = dict(schema.leaves(schema.ExperimentConfig().as_dict()))
+  changed = [key for key, value in schema.leaves(config.as_dict())
+             if key in default and value != default[key]]
+  ignored = set()
+  for choice, uses in (
+      (config.optimizer, schema.OPTIMIZER_USES), (config.schedule, schema.SCHEDULE_USES)):
+    every = {key for keys in uses.values() for key in keys}
+    ignored |= every - set(uses[choice.name])
+  method = config.method
+  if method.name == 'vanilla':
+    ignored |= {key for key in default if key.startswith('attack.')}
+    ignored |= {key for key in default if key.startswith('method.')}
+    ignored -= {'method.name'}
+  elif method.name == 'disadv':
+    ignored |= {'method.lag', 'method.execution'}
+  elif method.name == 'conadv' and method.lag == 0:
+    ignored |= {'method.execution'}
+  if config.data.name != 'tfds':
+    ignored |= {'data.builder'}
+  return [key for key in changed if key in ignored]
+
+
+def _check_boundary_steps(
+    schedule: schema.ScheduleConfig, steps_per_epoch: float) -> None:
+  steps = [round(epoch * steps_per_epoch) for epoch in schedule.boundaries]
+  if schedule.name == 'piecewise' and len(set(steps)) < len(steps):
+    raise schema.InputError(
+        f'schedule.boundaries: {schema.show(schedule.boundaries)} epochs fall on the '
+        f'updates {schema.show(steps)}; put them further apart')
+
+
+def _plain(value: Any) -> str:
+  return value if isinstance(value, str) and value else schema.show(value)

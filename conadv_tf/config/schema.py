@@ -1,0 +1,218 @@
+"""The experiment's dataclasses: every key, its type and its default."""
+
+from collections.abc import Iterator, Mapping
+import copy
+import dataclasses
+import json
+import typing
+from typing import Any, Literal
+
+from official.modeling.hyperparams import base_config
+
+# The base class takes list[str] for a class on Python 3.10, and fails.
+_List = typing.List  # noqa: UP006, UP035
+
+
+class InputError(ValueError):
+  """Bad user input; the message is one line: what, where, what to do."""
+
+  def __init__(self, message: object) -> None:
+    super().__init__(
+        ' '.join(line.strip() for line in str(message).splitlines()))
+
+
+@dataclasses.dataclass
+class DataConfig(base_config.Config):
+  """What is trained on; `builder` is the TFDS name, null means no limit."""
+  name: str = 'digits'
+  path: str | None = None
+  builder: str | None = None
+  global_batch_size: int = 256
+  image_size: int | None = None
+  num_classes: int | None = None
+  augment: Literal['none', 'crop_flip', 'autoaugment', 'randaugment'] = 'none'
+  cache: bool = True
+  num_examples: int | None = None
+
+
+@dataclasses.dataclass
+class ModelConfig(base_config.Config):
+  """Which network; `args` go to its constructor and stay a plain dict."""
+  # The base class would turn `args` into a Config, whose methods shadow keys.
+  IMMUTABLE_TYPES = base_config.Config.IMMUTABLE_TYPES + (dict,)
+
+  name: str = 'resnet20'
+  args: dict | None = None
+
+  def _set(self, k: str, v: Any) -> None:
+    if k == 'args':
+      self.__dict__[k] = copy.deepcopy(v)
+    else:
+      super()._set(k, v)
+
+  def _override(
+      self, override_dict: Mapping[str, Any], is_strict: bool = True) -> None:
+    rest = dict(override_dict)
+    if 'args' in rest:
+      self._set('args', rest.pop('args'))
+    super()._override(rest, is_strict)
+
+
+@dataclasses.dataclass
+class ObjectiveConfig(base_config.Config):
+  """What is minimised."""
+  label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass
+class MethodConfig(base_config.Config):
+  """How clean and adversarial examples are combined, and how stale."""
+  name: str = 'conadv'
+  lag: int = 1
+  execution: Literal['concurrent', 'sequential'] = 'concurrent'
+  adversary: Literal['fresh', 'recycled'] = 'fresh'
+  adversarial_fraction: float = 1.0
+  adversarial_weight: float = 0.5
+  pairing: Literal['same_batch', 'next_batch'] = 'same_batch'
+  bn_branches: Literal[1, 2, 3] = 2
+  rebalance_branch_gradients: bool = False
+
+
+@dataclasses.dataclass
+class AttackConfig(base_config.Config):
+  """How an adversary is made; radius and step_size are in 1/255.
+
+  Null `step_size` means radius for 1 step, else 2.5 * radius / steps; null
+  `random_start` and `branch` mean the method's own default.
+  """
+  radius: float = 4.0
+  step_size: float | None = None
+  steps: int = 1
+  norm: Literal['linf', 'l2'] = 'linf'
+  direction: Literal['sign', 'raw', 'l2'] = 'sign'
+  random_start: float | None = None
+  target: Literal['none', 'random'] = 'none'
+  branch: Literal['adversarial', 'clean'] | None = None
+  mode: Literal['batch', 'moving'] = 'batch'
+
+
+@dataclasses.dataclass
+class OptimizerConfig(base_config.Config):
+  """Null `epsilon` means the optimizer's own default."""
+  name: Literal['lars', 'sgd', 'adamw'] = 'lars'
+  momentum: float = 0.9
+  nesterov: bool = False
+  weight_decay: float = 1e-4
+  eeta: float = 1e-3
+  epsilon: float | None = None
+  beta_1: float = 0.9
+  beta_2: float = 0.999
+
+
+@dataclasses.dataclass
+class ScheduleConfig(base_config.Config):
+  """Learning rate over time, in epochs; `values` are factors of peak_lr."""
+  name: Literal[
+      'polynomial', 'piecewise', 'cosine', 'cyclic', 'constant'] = 'polynomial'
+  epochs: float = 20.0
+  peak_lr: float = 2.0
+  warmup_epochs: float = 0.0
+  power: float = 2.0
+  end_lr: float = 1e-4
+  boundaries: _List[float] = dataclasses.field(default_factory=list)
+  values: _List[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class RuntimeConfig(base_config.Config):
+  """Where and how it runs; changes no result beyond rounding."""
+  strategy: Literal['one_device', 'mirrored'] = 'one_device'
+  num_replicas: int = 1
+  micro_batches: int = 1
+  precision: Literal['float32', 'mixed_bfloat16', 'mixed_float16'] = 'float32'
+  deterministic: bool = False
+  jit_compile: bool = False
+  steps_per_execution: int = 1
+
+
+@dataclasses.dataclass
+class CheckpointConfig(base_config.Config):
+  """How often a run can be resumed from, and how many are kept."""
+  every_epochs: float = 1.0
+  every_minutes: float | None = None
+  keep: int = 3
+
+
+@dataclasses.dataclass
+class EvaluationConfig(base_config.Config):
+  """`train_examples` are evaluated for the generalisation gap; 0 is off."""
+  every_epochs: int = 1
+  offset_epochs: int = 0
+  batch_size: int = 256
+  attacks: _List[str] = dataclasses.field(default_factory=list)
+  train_examples: int = 0
+
+
+@dataclasses.dataclass
+class DerivedConfig(base_config.Config):
+  """Filled by `resolve`; ignored where a configuration is loaded."""
+  num_examples: int = 0
+  total_steps: int = 0
+  warmup_steps: int = 0
+  steps_per_epoch: float = 0.0
+  micro_batch_size: int = 0
+  replica_batch_size: int = 0
+  virtual_replicas: int = 0
+  step_size: float = 0.0
+
+
+def _group(config_type: type) -> Any:
+  return dataclasses.field(default_factory=config_type)
+
+
+@dataclasses.dataclass
+class ExperimentConfig(base_config.Config):
+  """Everything a run depends on."""
+  seed: int = 0
+  data: DataConfig = _group(DataConfig)
+  model: ModelConfig = _group(ModelConfig)
+  objective: ObjectiveConfig = _group(ObjectiveConfig)
+  method: MethodConfig = _group(MethodConfig)
+  attack: AttackConfig = _group(AttackConfig)
+  optimizer: OptimizerConfig = _group(OptimizerConfig)
+  schedule: ScheduleConfig = _group(ScheduleConfig)
+  runtime: RuntimeConfig = _group(RuntimeConfig)
+  checkpoint: CheckpointConfig = _group(CheckpointConfig)
+  evaluation: EvaluationConfig = _group(EvaluationConfig)
+  derived: DerivedConfig = _group(DerivedConfig)
+
+
+# Which of a group's keys each choice looks at, for groups where that differs.
+OPTIMIZER_USES = {
+    'lars': ('optimizer.momentum', 'optimizer.nesterov', 'optimizer.eeta',
+             'optimizer.epsilon'),
+    'sgd': ('optimizer.momentum', 'optimizer.nesterov'),
+    'adamw': ('optimizer.beta_1', 'optimizer.beta_2', 'optimizer.epsilon'),
+}
+SCHEDULE_USES = {
+    'polynomial': ('schedule.warmup_epochs', 'schedule.power',
+                   'schedule.end_lr'),
+    'piecewise': ('schedule.warmup_epochs', 'schedule.boundaries',
+                  'schedule.values'),
+    'cosine': ('schedule.warmup_epochs', 'schedule.end_lr'),
+    'cyclic': (),
+    'constant': ('schedule.warmup_epochs',),
+}
+
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yields (dotted key, value) for every key of every group."""
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from ((f'{name}.{inner}', v) for inner, v in value.items())
+    else:
+      yield name, value
+
+
+def show(value: Any) -> str:
+  """Returns a value as messages print it."""
+  return json.dumps(value, default=str, ensure_ascii=False)

@@ -1,0 +1,79 @@
+"""Checks of arrays that users bring."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from conadv_tf.config import InputError
+
+_MAX_CLASSES = 2**31 - 1
+
+
+def check_images(
+    images: np.ndarray, where: str, image_size: int | None = None
+) -> np.ndarray:
+  """Returns uint8 [n, h, w, c]; raises InputError for anything else."""
+  if images.dtype != np.uint8:
+    raise InputError(
+        f'{where}: images are {images.dtype}; store them as uint8, 0 to 255.')
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4 or 0 in images.shape[1:]:
+    raise InputError(
+        f'{where}: images have shape {images.shape}; need [n, height, width] '
+        'or [n, height, width, channels].')
+  if not len(images):
+    raise InputError(f'{where}: has no examples; need at least 1.')
+  check_image_size(images.shape[1:], image_size, where)
+  return np.ascontiguousarray(images)
+
+
+def check_image_size(
+    shape: Sequence[int], image_size: int | None, where: str) -> None:
+  """Raises InputError unless images already have the size asked for."""
+  if image_size is not None and tuple(shape[:2]) != (image_size, image_size):
+    raise InputError(
+        f'data.image_size={image_size}: the images of {where} are {shape[0]} x '
+        f'{shape[1]} and are not resized; leave it null.')
+
+
+def check_labels(
+    labels: np.ndarray, where: str, num_classes: int | None = None
+) -> np.ndarray:
+  """Checks labels.
+
+  Args:
+    labels: integers [n] or [n, 1].
+    where: what they belong to, for error messages.
+    num_classes: labels must lie in 0 .. num_classes-1; None means >= 0.
+
+  Returns:
+    The labels, [n], dtype unchanged.
+
+  Raises:
+    InputError: not integers, wrong rank, none at all, or out of range.
+  """
+  labels = np.asarray(labels)
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.ndim != 1:
+    raise InputError(
+        f'{where}: labels have shape {labels.shape}; need [n] or [n, 1].')
+  if not len(labels):
+    raise InputError(f'{where}: has no examples; need at least 1.')
+  if labels.dtype.kind not in 'iu':
+    raise InputError(
+        f'{where}: labels are {labels.dtype}; need integer class numbers.')
+  limit = num_classes or _MAX_CLASSES
+  bad = np.flatnonzero((labels < 0) | (labels >= limit))
+  if len(bad):
+    raise InputError(
+        f'{where}: label {bad[0]} is {labels[bad[0]]}, outside 0 .. '
+        f'{limit - 1}; correct it or set data.num_classes.')
+  return labels
+
+
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error, for use inside another's."""
+  lines = str(getattr(error, 'message', '') or error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__

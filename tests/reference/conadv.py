@@ -1,0 +1,163 @@
+"""ConAdv, DisAdv and plain training of a two-layer network in NumPy float64.
+
+  hidden = tanh(normalise(x w1 + b1)),  logits = hidden w2 + b2
+
+`normalise` is the identity or batch normalisation with a scale, a shift and
+moving statistics per branch. All gradients are derived by hand.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import numpy as np
+
+Weights = dict[str, np.ndarray]
+# (name, weight, slot, gradient) -> (new weight, new slot)
+Update = Callable[[str, np.ndarray, np.ndarray, np.ndarray],
+                  tuple[np.ndarray, np.ndarray]]
+
+CLEAN = 'clean'
+ADVERSARIAL = 'adversarial'
+EPSILON = 1e-3  # Keras's default
+
+
+def momentum_update(learning_rate: float, momentum: float) -> Update:
+  """As `tf.keras.optimizers.SGD`."""
+  def update(name: str, w: np.ndarray, m: np.ndarray,
+             g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    del name
+    m = momentum * m - learning_rate * g
+    return w + m, m
+  return update
+
+
+def _batch_norm_backward(dy: np.ndarray, normalised: np.ndarray,
+                         scale: np.ndarray,
+                         deviation: np.ndarray) -> np.ndarray:
+  # x_hat = (z - mean(z)) / s: d/dz removes the parts of dx_hat that shift
+  # the mean and stretch the variance.
+  d = dy * scale
+  return (d - d.mean(0) - normalised * (d * normalised).mean(0)) / deviation
+
+
+def gradients(weights: Weights, x: np.ndarray, labels: np.ndarray,
+              row_weights: np.ndarray, branches: list[tuple[str, int]],
+              normalise: bool) -> tuple[Weights, np.ndarray, Weights]:
+  """Gradients of sum_i row_weights[i] * cross entropy_i.
+
+  Args:
+    weights: w1, b1, w2, b2 and, with `normalise`, gamma_*, beta_* per branch.
+    x: [b, features].
+    labels: [b].
+    row_weights: [b].
+    branches: (branch, rows), in order.
+    normalise: whether there is batch normalisation.
+
+  Returns:
+    (gradients of the weights, gradient of x, batch statistics mean_* and
+    variance_* of the branches).
+  """
+  z = x @ weights['w1'] + weights['b1']
+  statistics = {}
+  normalised, deviation, y = np.zeros_like(z), {}, z.copy()
+  pieces = []
+  start = 0
+  for branch, rows in branches:
+    pieces.append((branch, slice(start, start + rows)))
+    start += rows
+  if normalise:
+    for branch, rows in pieces:
+      mean, variance = z[rows].mean(0), z[rows].var(0)
+      statistics[f'mean_{branch}'] = mean
+      statistics[f'variance_{branch}'] = variance
+      deviation[branch] = np.sqrt(variance + EPSILON)
+      normalised[rows] = (z[rows] - mean) / deviation[branch]
+      y[rows] = (normalised[rows] * weights[f'gamma_{branch}']
+                 + weights[f'beta_{branch}'])
+  hidden = np.tanh(y)
+  logits = hidden @ weights['w2'] + weights['b2']
+  exponentials = np.exp(logits - logits.max(1, keepdims=True))
+  dlogits = exponentials / exponentials.sum(1, keepdims=True)
+  dlogits[np.arange(len(labels)), labels] -= 1  # softmax minus one-hot
+  dlogits *= row_weights[:, None]
+  dy = dlogits @ weights['w2'].T * (1 - hidden**2)
+  result = {name: np.zeros_like(w) for name, w in weights.items()}
+  dz = dy.copy()
+  if normalise:
+    for branch, rows in pieces:
+      result[f'gamma_{branch}'] = (dy[rows] * normalised[rows]).sum(0)
+      result[f'beta_{branch}'] = dy[rows].sum(0)
+      dz[rows] = _batch_norm_backward(
+          dy[rows], normalised[rows], weights[f'gamma_{branch}'],
+          deviation[branch])
+  result.update(w1=x.T @ dz, b1=dz.sum(0), w2=hidden.T @ dlogits,
+                b2=dlogits.sum(0))
+  return result, dz @ weights['w1'].T, statistics
+
+
+@dataclasses.dataclass
+class Twin:
+  """A run; `weights` and `moving` change in place.
+
+  Attributes:
+    weights: see `gradients`.
+    moving: mean_* and variance_* of each branch.
+    update: the optimizer.
+    normalise: whether there is batch normalisation.
+    lag: None is plain training, 0 is DisAdv.
+    radius: of the linf ball, in units of the images, which span 0..1.
+    adversarial_weight: w of (1 - w) * clean + w * adversarial.
+    fraction: share of the rows that are attacked.
+    shared: normalises clean and adversarial rows together (one branch).
+    momentum: of the moving statistics.
+  """
+
+  weights: Weights
+  moving: Weights
+  update: Update
+  normalise: bool
+  lag: int | None = None
+  radius: float = 0.0
+  adversarial_weight: float = 0.5
+  fraction: float = 1.0
+  shared: bool = False
+  momentum: float = 0.99
+
+  def __post_init__(self) -> None:
+    self._slots = {n: np.zeros_like(w) for n, w in self.weights.items()}
+    self._history = [dict(self.weights)]  # theta_0, theta_1, ...
+
+  def _attack(self, weights: Weights, x: np.ndarray,
+              labels: np.ndarray) -> np.ndarray:
+    # FGSM on the sum of losses; sign(g) * radius, clipped to pixels.
+    branch = CLEAN if self.shared else ADVERSARIAL
+    gradient = gradients(weights, x, labels, np.ones(len(x)),
+                         [(branch, len(x))], self.normalise)[1]
+    return np.clip(x + self.radius * np.sign(gradient), 0, 1)
+
+  def step(self, x: np.ndarray, labels: np.ndarray) -> None:
+    """Update t on batch t."""
+    rows = len(x)
+    row_weights = np.full(rows, 1 / rows)
+    branches = [(CLEAN, rows)]
+    if self.lag is not None:
+      copies = max(1, round(self.fraction * rows))
+      time = max(0, len(self._history) - 1 - self.lag)
+      adversary = self._attack(self._history[time], x[:copies],
+                               labels[:copies])
+      x = np.concatenate([x, adversary])
+      labels = np.concatenate([labels, labels[:copies]])
+      row_weights = np.concatenate([
+          np.full(rows, (1 - self.adversarial_weight) / rows),
+          np.full(copies, self.adversarial_weight / copies)])
+      branches = ([(CLEAN, rows + copies)] if self.shared
+                  else [(CLEAN, rows), (ADVERSARIAL, copies)])
+    changes, _, statistics = gradients(
+        self.weights, x, labels, row_weights, branches, self.normalise)
+    for name, value in statistics.items():
+      self.moving[name] = (self.momentum * self.moving[name]
+                           + (1 - self.momentum) * value)
+    for name, w in self.weights.items():
+      self.weights[name], self._slots[name] = self.update(
+          name, w, self._slots[name], changes[name])
+    self._history.append(dict(self.weights))

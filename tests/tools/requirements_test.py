@@ -1,0 +1,39 @@
+"""Everything that is imported is pinned, directly and in one version."""
+
+import pathlib
+import re
+
+from tools import import_scan
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+def pins(name: str) -> dict[str, str]:
+  """Versions by distribution; every line must be an exact pin."""
+  found = {}
+  for line in (REPOSITORY / name).read_text().splitlines():
+    requirement = line.partition("#")[0].strip()
+    if requirement:
+      match = re.fullmatch(r"([a-z0-9-]+)==([0-9.]+)", requirement)
+      assert match, f"{name}: {line} is not distribution==version"
+      found[match[1]] = match[2]
+  return found
+
+
+def test_direct_pins_are_the_constraints() -> None:
+  constraints = pins("constraints.txt")
+  direct = pins("requirements.txt") | pins("requirements-dev.txt")
+  assert direct.items() <= constraints.items()
+
+
+def test_what_is_imported_is_a_direct_pin() -> None:
+  run_time = set(pins("requirements.txt"))
+  testing = run_time | set(pins("requirements-dev.txt"))
+  for module in import_scan.scan(REPOSITORY).values():
+    allowed = testing if module.name.startswith("tests") else run_time
+    assert set(module.distributions) <= allowed, module.path
+
+
+def test_both_pythons_find_their_backports() -> None:
+  """Needed by packages above on 3.10 only, so easily lost on 3.11."""
+  assert {"exceptiongroup", "tomli"} <= set(pins("constraints.txt"))

@@ -1,0 +1,193 @@
+"""What holds for every method, whatever it computes."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from conadv_tf.training import trainer as trainers
+from tests.methods import running
+
+_ALL = pytest.mark.parametrize('name', sorted(running.METHODS))
+
+
+@functools.cache
+def _values(name: str, micro_batches: int, deterministic: bool) -> np.ndarray:
+  """The reference: one device, one execution a step."""
+  trainer = running.train(
+      running.METHODS[name](), micro_batches=micro_batches,
+      updates=4 if deterministic else 3,
+      options={'deterministic': deterministic})
+  return running.values(trainer)
+
+
+@_ALL
+def test_arrangements_of_equal_virtual_replicas_agree_bit_for_bit(
+    name: str, mirrored: tf.distribute.Strategy) -> None:
+  trainer = running.train(running.METHODS[name](), strategy=mirrored,
+                          micro_batches=2)
+  expected = _values(name, 4, True)
+  assert np.isfinite(expected).all()
+  np.testing.assert_array_equal(running.values(trainer), expected)
+  # Other virtual replicas have other statistics: the comparison can fail.
+  assert np.abs(_values(name, 1, True) - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize('name', ['vanilla', 'conadv'])
+def test_arrangements_agree_closely_without_deterministic(
+    name: str, mirrored: tf.distribute.Strategy) -> None:
+  trainer = running.train(
+      running.METHODS[name](), strategy=mirrored, micro_batches=2, updates=3,
+      options={'deterministic': False})
+  np.testing.assert_allclose(
+      running.values(trainer), _values(name, 4, False), rtol=0, atol=1e-5)
+
+
+@_ALL
+@pytest.mark.parametrize('steps', [3, 4])
+def test_steps_per_execution_changes_nothing(name: str, steps: int) -> None:
+  # 4 updates: 3 and a partial last one, or one whole execution.
+  trainer = running.train(running.METHODS[name](), steps_per_execution=steps)
+  np.testing.assert_array_equal(
+      running.values(trainer), _values(name, 1, True))
+  assert int(trainer.step_counter) == 4
+  assert int(trainer.optimizer.iterations) == 4
+
+
+@_ALL
+def test_a_method_is_traced_once(
+    name: str, mirrored: tf.distribute.Strategy) -> None:
+  for strategy, expected in ((None, 1), (mirrored, 2)):
+    method = running.METHODS[name]()
+    calls = []
+    step = method.step
+
+    def spy(*args: object, calls: list = calls, step: object = step) -> object:
+      calls.append(tf.executing_eagerly())
+      return step(*args)
+
+    method.step = spy
+    trainer = running.make(method, strategy=strategy)
+    trainer.fit(running.dataset(16), steps_per_epoch=3, epochs=3, verbose=0)
+    assert calls == [False] * expected
+    trainer.fit(running.dataset(16), steps_per_epoch=2, epochs=1, verbose=0)
+    assert calls == [False] * expected, 'a second fit traced again'
+
+
+@_ALL
+def test_jit_compiled_training_agrees(name: str) -> None:
+  trainer = running.train(
+      running.METHODS[name](), updates=3, jit_compile=True,
+      options={'deterministic': False})
+  plain = running.train(
+      running.METHODS[name](), updates=3, options={'deterministic': False})
+  assert running.distance(trainer, plain) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['vanilla', 'conadv', 'conadv lag 2'])
+def test_running_eagerly_changes_nothing(name: str) -> None:
+  trainer = running.train(
+      running.METHODS[name](), updates=2, run_eagerly=True)
+  compiled = running.train(running.METHODS[name](), updates=2)
+  assert running.distance(trainer, compiled) < 1e-6
+
+
+@_ALL
+@pytest.mark.parametrize('micro_batches', [1, 2])
+def test_statistics_take_one_step_an_update(
+    name: str, micro_batches: int) -> None:
+  # A batch normalisation on the images themselves and learning rate 0: each
+  # update sees the same statistics s, so moving = m^n init + (1 - m^n) s.
+  def model() -> tf.keras.Model:
+    return tf.keras.Sequential([
+        tf.keras.layers.BatchNormalization(momentum=0.8,
+                                           input_shape=(8, 8, 3)),
+        tf.keras.layers.Flatten(), tf.keras.layers.Dense(5)])
+
+  trainer = running.train(
+      running.METHODS[name](), micro_batches=micro_batches, updates=5,
+      batch_size=160, model=model,
+      optimizer=lambda: tf.keras.optimizers.SGD(0.0))
+  slices = running.IMAGES.reshape(micro_batches, -1, 3).astype(np.float64)
+  kept = 0.8**5
+  (layer,) = trainer.network.layer_variables
+  np.testing.assert_allclose(
+      layer['clean'].moving_mean, (1 - kept) * slices.mean((0, 1)), atol=1e-6)
+  variance = slices.var(1, ddof=1).mean(0)  # the fused kernel's correction
+  np.testing.assert_allclose(
+      layer['clean'].moving_variance, kept + (1 - kept) * variance, atol=1e-6)
+  if 'adversarial' in layer:
+    # radius 16/255 around the same images, other noise each update.
+    np.testing.assert_allclose(
+        layer['adversarial'].moving_mean, (1 - kept) * slices.mean((0, 1)),
+        atol=16 / 255 * (1 - kept))
+    adversarial_variance = (
+        layer['adversarial'].moving_variance.numpy() - kept) / (1 - kept)
+    assert (adversarial_variance > variance * 0.9).all()
+    assert (adversarial_variance < variance * 1.2).all()
+    assert not np.array_equal(
+        layer['adversarial'].moving_mean, layer['clean'].moving_mean)
+
+
+def _padded(rows: int) -> tf.data.Dataset:
+  """Batches of 16 examples and `rows` rubbish ones of weight 0."""
+  images = running.IMAGES.reshape(10, 16, 8, 8, 3)
+  labels = running.LABELS.reshape(10, 16)
+  weights = np.ones((10, 16 + rows), np.float32)
+  weights[:, 16:] = 0
+  images = np.concatenate(
+      [images, np.full((10, rows, 8, 8, 3), 0.9, np.float32)], 1)
+  labels = np.concatenate([labels, np.full((10, rows), 3, np.int32)], 1)
+  return tf.data.Dataset.from_tensor_slices((images, labels, weights)).repeat()
+
+
+@_ALL
+def test_rows_of_weight_0_do_not_count(name: str) -> None:
+  # Without batch normalisation (which sees all rows), and a smooth network:
+  # padding lies at the end, so the noise of the others stays the same... for
+  # a flat stream of bits only where the start is not random.
+  trained = []
+  for rows in (0, 8):
+    trainer = running.make(
+        running.METHODS[name](),
+        model=lambda: running.small_network(0, False, 'tanh'),
+        attack=running.gradient.Pgd(radius=16, random_start=0.0))
+    history = trainer.fit(_padded(rows), steps_per_epoch=4, epochs=1, verbose=0)
+    trained.append((running.values(trainer), history.history))
+  np.testing.assert_allclose(trained[0][0], trained[1][0], rtol=0, atol=1e-6)
+  for key in ('loss', 'accuracy', 'clean_loss', 'gradient_norm'):
+    np.testing.assert_allclose(trained[0][1][key], trained[1][1][key],
+                               rtol=1e-5)
+
+
+@pytest.mark.parametrize('policy', ['mixed_float16', 'mixed_bfloat16'])
+@pytest.mark.parametrize('name', ['vanilla', 'conadv'])
+def test_half_precision_trains(name: str, policy: str) -> None:
+  tf.keras.mixed_precision.set_global_policy(policy)
+  try:
+    optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
+    if policy == 'mixed_float16':
+      optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    trainer = running.make(
+        running.METHODS[name](), optimizer=lambda: optimizer,
+        model=lambda: running.small_network(0.0))
+    history = trainer.fit(
+        running.dataset(32), steps_per_epoch=5, epochs=4, verbose=0).history
+  finally:
+    tf.keras.mixed_precision.set_global_policy('float32')
+  assert history['clean_loss'][-1] < 0.7 * history['clean_loss'][0]
+  assert np.isfinite(history['gradient_norm']).all()
+  assert np.isfinite(running.values(trainer)).all()
+  float32 = running.train(
+      running.METHODS[name](), updates=5, model=lambda:
+      running.small_network(0.0),
+      optimizer=lambda: tf.keras.optimizers.SGD(0.1, momentum=0.9))
+  del float32
+
+
+def test_global_batches_must_divide(mirrored: tf.distribute.Strategy) -> None:
+  trainer = running.make(running.METHODS['vanilla'](), strategy=mirrored)
+  assert isinstance(trainer, trainers.Trainer)
+  with pytest.raises(ValueError, match='15 examples.*2 replicas'):
+    trainer.fit(running.dataset(15), steps_per_epoch=1, verbose=0)
