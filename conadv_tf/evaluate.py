@@ -28,10 +28,10 @@ def main(argv: list[str]) -> None:
   from conadv_tf import command_line
   with command_line.one_line_errors():
     from conadv_tf import config
-    from conadv_tf import experiment as experiments
+    from conadv_tf import runs
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
-    experiment, checkpoint = experiments.restore(_MODEL_DIR.value)
+    experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     limit = _TRAIN_EXAMPLES.value
     if limit is None:
       limit = experiment.splits.train.num_examples

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import logging
 from typing import Any
 
 import tensorflow as tf
@@ -28,16 +27,12 @@ from conadv_tf.data import tfds_source
 from conadv_tf.distribute import strategies
 from conadv_tf.evaluation import clean
 from conadv_tf.evaluation import robust
-from conadv_tf.evaluation import serving
 from conadv_tf.layers import routing
 from conadv_tf.methods import method as method_lib
 from conadv_tf.models import applications
 from conadv_tf.models import resnet_cifar
 from conadv_tf.models import user
 from conadv_tf.objectives import per_example
-from conadv_tf.training import callbacks
-from conadv_tf.training import checkpoint
-from conadv_tf.training import run_directory
 from conadv_tf.training import trainer as trainers
 
 # Images come as uint8 and models hold their own normalisation.
@@ -216,15 +211,17 @@ class Experiment:
     Args:
       attack_names: robust accuracies to add, for instance "pgd20".
       branch: whose batch normalisation predicts.
-      train_examples: for the generalisation gap, rounded up to whole batches;
-        0 leaves it out.
+      train_examples: for the generalisation gap, a fixed random subset; 0
+        leaves it out.
     """
     validation = self.evaluation_dataset("validation")
     figures = self.evaluator(branch)(validation)
     if train_examples:
-      size = self.config.evaluation.batch_size
-      train = self.evaluator(branch)(
-          self.evaluation_dataset("train").take(-(-train_examples // size)))
+      sample = sources.truncate(
+          self.splits.train,
+          min(train_examples, self.splits.train.num_examples))
+      train = self.evaluator(branch)(pipeline.evaluation_dataset(
+          sample, self.config.evaluation.batch_size))
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
     for name in attack_names:
       figures[f"robust_accuracy_{name}"] = self.evaluator(branch, name)(
@@ -328,123 +325,3 @@ def build(config: config_lib.ExperimentConfig,
     except ValueError as error:
       raise config_lib.InputError(error) from error
   return Experiment(config, splits, strategy, trainer, schedule, outputs)
-
-
-def restore(model_dir: str) -> tuple[Experiment, checkpoint.Checkpoint]:
-  """Rebuilds a run's experiment with the weights of its newest checkpoint.
-
-  Raises:
-    InputError: if `model_dir` holds no run or no intact checkpoint.
-  """
-  directory = run_directory.RunDirectory(model_dir)
-  config = directory.saved_config()
-  if config is None:
-    raise config_lib.InputError(
-        f"model_dir {model_dir} holds no run (no params.yaml); train first")
-  latest = directory.checkpoints.latest()
-  if latest is None:
-    raise config_lib.InputError(
-        f"model_dir {model_dir} holds no checkpoint yet; train first")
-  experiment = build(config)
-  checkpoint.restore(experiment.trainer, latest.state, weights_only=True)
-  return experiment, latest
-
-
-def run(config: config_lib.ExperimentConfig, model_dir: str, *,
-        evaluates: bool = True, quiet: bool = False) -> dict[str, Any]:
-  """Trains, or continues training, in `model_dir`.
-
-  Args:
-    config: loaded, not resolved.
-    model_dir: the run's directory.
-    evaluates: whether to evaluate during training; the end always is.
-    quiet: prints nothing but warnings.
-
-  Returns:
-    The content of results.json.
-
-  Raises:
-    InputError: for anything the user can mend; nothing was overwritten.
-  """
-  directory = run_directory.RunDirectory(model_dir, config.checkpoint.keep)
-  saved = directory.saved_config()
-  run_directory.keep_virtual_replicas(saved, config)
-  for key in config_lib.unused_keys(config):
-    logging.warning("%s is set but not used by this configuration", key)
-  experiment = build(config)
-  config = experiment.config
-  latest = directory.checkpoints.latest() if saved else None
-  directory.open(config)
-  results = directory.results()
-  total = config.derived.total_steps
-  if results is not None and latest is not None and latest.step >= total:
-    if not quiet:
-      print(f"finished already: {directory.file('results.json')}")
-    return results
-  if not quiet:
-    print(experiment.describe(), flush=True)
-  step, seconds = 0, 0.0
-  if latest is not None:
-    checkpoint.restore(experiment.trainer, latest.state)
-    step, seconds = latest.step, latest.extra["seconds"]
-    logging.warning("resuming at update %d of %d", step, total)
-  directory.cut_metrics(step)
-  if step < total:
-    _fit(experiment, directory, step, seconds, evaluates, quiet)
-  return _finish(experiment, directory)
-
-
-def _fit(experiment: Experiment, directory: run_directory.RunDirectory,
-         step: int, seconds: float, evaluates: bool, quiet: bool) -> None:
-  config = experiment.config
-  options = config.evaluation
-  sample = next(iter(experiment.train_dataset(step)))
-  callback = callbacks.RunCallback(
-      config, directory,
-      lambda: experiment.evaluate(options.attacks,
-                                  train_examples=options.train_examples),
-      (sample[0][:8], sample[1][:8]), start_step=step, seconds=seconds,
-      quiet=quiet, evaluates=evaluates,
-      learning_rate=lambda s: float(experiment.schedule(s)))
-  experiment.trainer.fit(
-      experiment.train_dataset(step), epochs=1, verbose=0,
-      steps_per_epoch=config.derived.total_steps - step,
-      callbacks=[callback])
-
-
-def _finish(experiment: Experiment,
-            directory: run_directory.RunDirectory) -> dict[str, Any]:
-  """Writes results.json from the record of the last update."""
-  records = directory.metrics()
-  total = experiment.config.derived.total_steps
-  if not records or records[-1]["step"] != total:
-    raise RuntimeError(f"metrics.jsonl has no record of update {total}")
-  directory.write_results(records[-1])
-  return records[-1]
-
-
-def export(experiment: Experiment, step: int, output_dir: str,
-           branch: str = routing.CLEAN) -> None:
-  """Writes a SavedModel of one branch with its model card.
-
-  Args:
-    experiment: restored.
-    step: updates behind its weights.
-    output_dir: new, or an earlier export.
-    branch: that is merged.
-
-  Raises:
-    InputError: if there is no such branch or the directory is foreign.
-  """
-  figures = experiment.evaluate(branch=branch)
-  config = experiment.config.as_dict()
-  train = experiment.splits.train
-  try:
-    model = experiment.trainer.merge(branch)
-  except ValueError as error:
-    raise config_lib.InputError(error) from error
-  serving.export(
-      model, output_dir, class_names=train.class_names,
-      image_shape=train.image_shape, outputs=experiment.outputs,
-      card={"step": step, "branch": branch, "config": config,
-            "metrics": {f"validation/{k}": v for k, v in figures.items()}})

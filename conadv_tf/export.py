@@ -20,13 +20,13 @@ def main(argv: list[str]) -> None:
   from conadv_tf import command_line
   with command_line.one_line_errors():
     from conadv_tf import config
-    from conadv_tf import experiment as experiments
+    from conadv_tf import runs
     for name, value in (("model_dir", _MODEL_DIR.value),
                         ("output_dir", _OUTPUT_DIR.value)):
       if not value:
         raise config.InputError(f"--{name} is missing")
-    experiment, checkpoint = experiments.restore(_MODEL_DIR.value)
-    experiments.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
+    experiment, checkpoint = runs.restore(_MODEL_DIR.value)
+    runs.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
                        _BRANCH.value)
     print(f"exported update {checkpoint.step} to {_OUTPUT_DIR.value}")
 

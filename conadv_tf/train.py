@@ -28,13 +28,14 @@ def main(argv: list[str]) -> None:
     from conadv_tf import config as config_lib
     config = config_lib.load(_CONFIG_FILE.value, _PARAMS_OVERRIDE.value)
     from conadv_tf import experiment
+    from conadv_tf import runs
     if _MODE.value == "describe":
       print(experiment.build(config).describe())
       return
     if not _MODEL_DIR.value:
       raise config_lib.InputError("--model_dir is missing; name a directory "
                                   "for the run")
-    results = experiment.run(
+    results = runs.run(
         config, _MODEL_DIR.value, evaluates=_MODE.value == "train_and_eval",
         quiet=_QUIET.value)
     if not _QUIET.value:

@@ -13,7 +13,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 import graphlib
 import pathlib
-import re
 import sys
 
 from tools import import_scan
@@ -21,6 +20,7 @@ from tools import import_scan
 # Tests of the checkout itself, which Bazel's sandbox does not show them.
 MANUAL = (
     "tests.architecture_test",
+    "tests.readme_test",
     "tests.tools.build_files_test",
     "tests.tools.requirements_test",
 )
@@ -146,7 +146,7 @@ def _rule(module: import_scan.Module,
   third_party = set(module.distributions) | (
       {"pytest"} if module.is_test else set())
   deps = [f'"{label}"' for label in sorted(
-      labels, key=lambda label: (label[0] != ":", re.split("[:/]", label)))]
+      labels, key=lambda label: (label[0] != ":", label.split(":")))]
   deps += [f'requirement("{name}")' for name in sorted(third_party)]
 
   attributes = [("name", f'"{module.target}"')]

@@ -18,6 +18,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "foolbox": "foolbox",
     "keras_cv": "keras-cv",
+    "matplotlib": "matplotlib",
     "numpy": "numpy",
     "official": "tf-models-official",
     "pytest": "pytest",
@@ -91,14 +92,17 @@ def scan(root: pathlib.Path) -> dict[str, Module]:
 
   Raises:
     ImportScanError: for an import that is neither ours, nor of the standard
-      library, nor of a package in DISTRIBUTIONS.
+      library, nor of a package in DISTRIBUTIONS, and for two files of one name.
   """
   paths = {}
   for package in PACKAGES:
     for path in (root / package).rglob("*.py"):
       relative = path.relative_to(root)
       parts = relative.with_suffix("").parts
-      paths[".".join(p for p in parts if p != "__init__")] = relative
+      name = ".".join(part for part in parts if part != "__init__")
+      if name in paths:
+        raise ImportScanError(f"{paths[name]} and {relative} are both {name}")
+      paths[name] = relative
   return {name: _read(root, name, path, paths)
           for name, path in sorted(paths.items())}
 

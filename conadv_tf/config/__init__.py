@@ -5,21 +5,20 @@ neither types nor ranges; that part is here.
 """
 
 from conadv_tf.config.checks import validate
-from conadv_tf.config.reader import load
-from conadv_tf.config.reader import save
-from conadv_tf.config.resolution import differences
-from conadv_tf.config.resolution import resolve
-from conadv_tf.config.resolution import unused_keys
-from conadv_tf.config.schema import AttackConfig
-from conadv_tf.config.schema import CheckpointConfig
-from conadv_tf.config.schema import DataConfig
-from conadv_tf.config.schema import DerivedConfig
-from conadv_tf.config.schema import EvaluationConfig
-from conadv_tf.config.schema import ExperimentConfig
-from conadv_tf.config.schema import InputError
-from conadv_tf.config.schema import MethodConfig
-from conadv_tf.config.schema import ModelConfig
-from conadv_tf.config.schema import ObjectiveConfig
-from conadv_tf.config.schema import OptimizerConfig
-from conadv_tf.config.schema import RuntimeConfig
-from conadv_tf.config.schema import ScheduleConfig
+from conadv_tf.config.reader import load, save
+from conadv_tf.config.resolution import differences, resolve, unused_keys
+from conadv_tf.config.schema import (
+    AttackConfig,
+    CheckpointConfig,
+    DataConfig,
+    DerivedConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    InputError,
+    MethodConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    ScheduleConfig,
+)

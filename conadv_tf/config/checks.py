@@ -12,7 +12,15 @@ from typing import Any, Literal, Union
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import schema
+from conadv_tf.config.schema import (
+    ExperimentConfig,
+    flatten,
+    InputError,
+    RuntimeConfig,
+    SCHEDULE_USES,
+    ScheduleConfig,
+    show,
+)
 
 _AT_LEAST_1 = ('at least 1', lambda v: v >= 1)
 _POSITIVE = ('above 0', lambda v: v > 0)
@@ -61,72 +69,72 @@ _RANGES = {
 }
 
 
-def validate(config: schema.ExperimentConfig) -> None:
-  """Raises schema.InputError unless every type, range and combination is legal."""
-  tree = typed(config.as_dict(), schema.ExperimentConfig, '', 'the configuration')
-  schema.leaves = dict(schema.leaves(tree))
+def validate(config: ExperimentConfig) -> None:
+  """Raises InputError unless every type, range and combination is legal."""
+  tree = as_typed(config.as_dict(), ExperimentConfig, '', 'the configuration')
+  leaves = dict(flatten(tree))
   for key, (text, is_legal) in _RANGES.items():
-    value = schema.leaves[key]
+    value = leaves[key]
     for number in value if isinstance(value, list) else [value]:
       if number is not None and not is_legal(number):
-        raise schema.InputError(f'{key}: must be {text}, got {schema.show(number)}')
+        raise InputError(f'{key}: must be {text}, got {show(number)}')
   for key, value in (('method.adversary', 'recycled'),
                      ('method.pairing', 'next_batch')):
-    if schema.leaves[key] == value:
-      raise schema.InputError(f'{key}: {value!r} is not available yet; leave it out')
+    if leaves[key] == value:
+      raise InputError(f'{key}: {value!r} is not available yet; leave it out')
   _check_batch(config.data.global_batch_size, config.runtime)
   _check_schedule(config.schedule)
 
 
-def _check_batch(batch: int, runtime: schema.RuntimeConfig) -> None:
+def _check_batch(batch: int, runtime: RuntimeConfig) -> None:
   replicas, micro_batches = runtime.num_replicas, runtime.micro_batches
   if runtime.strategy == 'one_device' and replicas != 1:
-    raise schema.InputError(
+    raise InputError(
         f'runtime.num_replicas: strategy one_device has 1 replica, got '
         f'{replicas}; set runtime.strategy=mirrored')
   parts = replicas * micro_batches
   if batch % parts:
     nearest = max(1, (2 * batch + parts) // (2 * parts)) * parts
-    raise schema.InputError(
+    raise InputError(
         f'data.global_batch_size: {batch} does not divide among '
         f'{replicas} runtime.num_replicas x {micro_batches} '
         f'runtime.micro_batches = {parts}; the nearest batch that does is '
         f'{nearest}')
 
 
-def _check_schedule(schedule: schema.ScheduleConfig) -> None:
+def _check_schedule(schedule: ScheduleConfig) -> None:
   if schedule.warmup_epochs > schedule.epochs:
-    raise schema.InputError(
+    raise InputError(
         f'schedule.warmup_epochs: must be at most schedule.epochs '
-        f'({schema.show(schedule.epochs)}), got {schema.show(schedule.warmup_epochs)}')
-  if ('schedule.end_lr' in schema.SCHEDULE_USES[schedule.name]
+        f'({show(schedule.epochs)}), got {show(schedule.warmup_epochs)}')
+  if ('schedule.end_lr' in SCHEDULE_USES[schedule.name]
       and schedule.end_lr > schedule.peak_lr):
-    raise schema.InputError(
+    raise InputError(
         f'schedule.end_lr: must be at most schedule.peak_lr '
-        f'({schema.show(schedule.peak_lr)}), got {schema.show(schedule.end_lr)}')
+        f'({show(schedule.peak_lr)}), got {show(schedule.end_lr)}')
   if schedule.name != 'piecewise':
     return
   boundaries, values = schedule.boundaries, schedule.values
   if any(a >= b for a, b in itertools.pairwise(boundaries)):
-    raise schema.InputError(
-        f'schedule.boundaries: must increase, got {schema.show(boundaries)}')
+    raise InputError(
+        f'schedule.boundaries: must increase, got {show(boundaries)}')
   if boundaries and boundaries[0] < schedule.warmup_epochs:
-    raise schema.InputError(
+    raise InputError(
         f'schedule.boundaries: the first must not come before the end of '
-        f'schedule.warmup_epochs ({schema.show(schedule.warmup_epochs)}), got '
-        f'{schema.show(boundaries[0])}')
+        f'schedule.warmup_epochs ({show(schedule.warmup_epochs)}), got '
+        f'{show(boundaries[0])}')
   if len(values) != len(boundaries) + 1:
-    raise schema.InputError(
+    raise InputError(
         f'schedule.values: {len(boundaries)} schedule.boundaries need '
-        f'{len(boundaries) + 1} values, got {schema.show(values)}')
+        f'{len(boundaries) + 1} values, got {show(values)}')
 
 
-def typed(value: Any, hint: Any, key: str, where: str) -> Any:
-  """Returns `value` as the type that `hint` asks for, or raises schema.InputError."""
+def as_typed(value: Any, hint: Any, key: str, where: str) -> Any:
+  """Returns `value` as the type that `hint` asks for, or raises InputError."""
   if typing.get_origin(hint) in (Union, types.UnionType):
     if value is None or value in ('none', 'None'):
       return None
-    return typed(value, typing.get_args(hint)[0], key, where)
+    return as_typed(value, typing.get_args(hint)[0], key, where)
   if isinstance(hint, type) and issubclass(hint, base_config.Config):
     return _typed_group(value, hint, key, where)
   if typing.get_origin(hint) is Literal:
@@ -141,7 +149,7 @@ def typed(value: Any, hint: Any, key: str, where: str) -> Any:
   elif typing.get_origin(hint) is list:
     if isinstance(value, (list, tuple)):
       item = typing.get_args(hint)[0]
-      return [typed(v, item, f'{key}[{i}]', where)
+      return [as_typed(v, item, f'{key}[{i}]', where)
               for i, v in enumerate(value)]
     expected = 'a list, written [a,b]'
   else:
@@ -152,8 +160,8 @@ def typed(value: Any, hint: Any, key: str, where: str) -> Any:
       return copy.deepcopy(value) if hint is dict else hint(value)
     expected = {bool: 'true or false', int: 'an integer', float: 'a number',
                 str: 'a string', dict: 'a mapping'}[hint]
-  raise schema.InputError(
-      f'{key}: expected {expected}, got {schema.show(value)}, in {where}')
+  raise InputError(
+      f'{key}: expected {expected}, got {show(value)}, in {where}')
 
 
 def _finite(value: int | float, key: str, where: str) -> float:
@@ -162,8 +170,8 @@ def _finite(value: int | float, key: str, where: str) -> float:
   except OverflowError:
     number = math.inf
   if not math.isfinite(number):
-    raise schema.InputError(
-        f'{key}: expected a finite number, got {schema.show(value)}, in {where}')
+    raise InputError(
+        f'{key}: expected a finite number, got {show(value)}, in {where}')
   return number
 
 
@@ -171,17 +179,17 @@ def _typed_group(
     value: Any, hint: type, key: str, where: str) -> dict[str, Any]:
   """Returns the group's mapping with every key known and every value typed."""
   if not isinstance(value, Mapping):
-    raise schema.InputError(
+    raise InputError(
         f'{key or "configuration"}: expected a group of keys, got '
-        f'{schema.show(value)}, in {where}')
+        f'{show(value)}, in {where}')
   hints = _hints(hint)
   typed = {}
   for name, inner in value.items():
     path = f'{key}.{name}' if key else str(name)
     if name not in hints:
-      raise schema.InputError(f'{path}: unknown key in {where}; the nearest known key '
+      raise InputError(f'{path}: unknown key in {where}; the nearest known key '
                        f'is {_nearest(path, key, hints)}')
-    typed[name] = typed(inner, hints[name], path, where)
+    typed[name] = as_typed(inner, hints[name], path, where)
   return typed
 
 
@@ -196,7 +204,7 @@ def _nearest(path: str, group: str, siblings: Mapping[str, Any]) -> str:
   near = difflib.get_close_matches(name, siblings, 1)
   if near:
     return f'{group}.{near[0]}' if group else near[0]
-  known = [key for key, _ in schema.leaves(schema.ExperimentConfig().as_dict())
+  known = [key for key, _ in flatten(ExperimentConfig().as_dict())
            if not key.startswith('derived.')]
   same = [key for key in known if key.rpartition('.')[2] == name]
   return (same or difflib.get_close_matches(path, known, 1, 0.0))[0]

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from conadv_tf.config import checks
-from conadv_tf.config import schema
+from conadv_tf.config.schema import ExperimentConfig, InputError, show
 
 
 def load(
     config_files: Sequence[str],
     params_override: None | str | Sequence[str] = None,
-) -> schema.ExperimentConfig:
+) -> ExperimentConfig:
   """Returns the defaults, overridden by each source in turn.
 
   Args:
@@ -27,7 +27,7 @@ def load(
     A checked configuration, not resolved yet.
 
   Raises:
-    schema.InputError: if any source is unreadable, unknown, ill-typed or illegal.
+    InputError: if any source is unreadable, unknown, ill-typed or illegal.
   """
   if isinstance(config_files, str):
     config_files = [config_files]
@@ -44,14 +44,14 @@ def load(
   merged = {}
   for where, tree in sources:
     tree.pop('derived', None)
-    _merge(merged, checks.typed(tree, schema.ExperimentConfig, '', where))
-  config = schema.ExperimentConfig()
+    _merge(merged, checks.as_typed(tree, ExperimentConfig, '', where))
+  config = ExperimentConfig()
   config.override(merged)
   checks.validate(config)
   return config
 
 
-def save(config: schema.ExperimentConfig, path: str) -> None:
+def save(config: ExperimentConfig, path: str) -> None:
   """Writes YAML that `load` takes again, whole or not at all."""
   text = yaml.dump(config.as_dict(), Dumper=_Dumper, sort_keys=False,
                    allow_unicode=True)
@@ -118,10 +118,10 @@ def _parse(text: str, where: str) -> Any:
     return tree
   except yaml.MarkedYAMLError as error:
     line = error.problem_mark.line + 1 if error.problem_mark else 1
-    raise schema.InputError(
+    raise InputError(
         f'{where}: line {line}: {error.problem}; correct the YAML') from error
   except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-    raise schema.InputError(f'{where}: not YAML: {error}; correct it') from error
+    raise InputError(f'{where}: not YAML: {error}; correct it') from error
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -130,14 +130,14 @@ def _read_file(path: str) -> dict[str, Any]:
       text = file.read()
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, 'strerror', None) or 'not a UTF-8 text file'
-    raise schema.InputError(
+    raise InputError(
         f'{path}: cannot read it: {reason}; give a YAML or JSON file (or '
         'key=value pairs to --params_override)') from error
   tree = _parse(text, path)
   if not isinstance(tree, dict):
-    raise schema.InputError(
+    raise InputError(
         f'{path}: expected groups of keys such as "method: {{lag: 1}}", got '
-        f'{schema.show(tree)}')
+        f'{show(tree)}')
   return tree
 
 
@@ -148,19 +148,19 @@ def _read_pairs(text: str) -> dict[str, Any]:
   for pair in _split(text):
     key, equals, value = (part.strip() for part in pair.partition('='))
     if not equals or not re.fullmatch(r'\w+(\.\w+)*', key):
-      raise schema.InputError(f'{where}: expected key=value, got {schema.show(pair)}; '
+      raise InputError(f'{where}: expected key=value, got {show(pair)}; '
                        'write a.b=1,c.d=[2,3]')
     *groups, name = key.split('.')
     if groups[:1] == ['derived'] or key == 'derived':
-      raise schema.InputError(f'{key}: is computed from the other keys; leave it out '
+      raise InputError(f'{key}: is computed from the other keys; leave it out '
                        f'of {where}')
     node = tree
     for group in groups:
       node = node.setdefault(group, {})
       if not isinstance(node, dict):
-        raise schema.InputError(f'{key}: {group} is given a value too, in {where}')
+        raise InputError(f'{key}: {group} is given a value too, in {where}')
     if name in node:
-      raise schema.InputError(f'{key}: duplicate key in {where}; give it once')
+      raise InputError(f'{key}: duplicate key in {where}; give it once')
     node[name] = _parse(value, f'{where}: {key}')
   return tree
 

@@ -1,14 +1,25 @@
 """What follows from a configuration, and how two of them differ."""
 
+from typing import Any
+
 from official.modeling.hyperparams import base_config
 
 from conadv_tf.config import checks
-from conadv_tf.config import schema
+from conadv_tf.config.schema import (
+    DerivedConfig,
+    ExperimentConfig,
+    flatten,
+    InputError,
+    OPTIMIZER_USES,
+    SCHEDULE_USES,
+    ScheduleConfig,
+    show,
+)
 
 _NO_PART_OF_THE_EXPERIMENT = ('runtime', 'checkpoint', 'evaluation', 'derived')
 
 
-def resolve(config: schema.ExperimentConfig, num_examples: int) -> schema.ExperimentConfig:
+def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
   """Returns a checked, locked copy with `derived` computed from all the rest.
 
   Args:
@@ -16,16 +27,16 @@ def resolve(config: schema.ExperimentConfig, num_examples: int) -> schema.Experi
     num_examples: the size of the training set.
   """
   checks.validate(config)
-  resolved = schema.ExperimentConfig()
-  resolved.override(
-      checks.typed(config.as_dict(), schema.ExperimentConfig, '', 'the configuration'))
+  resolved = ExperimentConfig()
+  resolved.override(checks.as_typed(
+      config.as_dict(), ExperimentConfig, '', 'the configuration'))
   batch, runtime = resolved.data.global_batch_size, resolved.runtime
   schedule, attack = resolved.schedule, resolved.attack
   steps_per_epoch = num_examples / batch
   total_steps = round(schedule.epochs * num_examples / batch)
   if total_steps < 1:
-    raise schema.InputError(
-        f'schedule.epochs: {schema.show(schedule.epochs)} epochs of {num_examples} '
+    raise InputError(
+        f'schedule.epochs: {show(schedule.epochs)} epochs of {num_examples} '
         f'examples in batches of {batch} round to 0 updates; raise '
         'schedule.epochs or lower data.global_batch_size')
   _check_boundary_steps(schedule, steps_per_epoch)
@@ -33,7 +44,7 @@ def resolve(config: schema.ExperimentConfig, num_examples: int) -> schema.Experi
   if step_size is None:
     step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)
   virtual_replicas = runtime.num_replicas * runtime.micro_batches
-  resolved.derived = schema.DerivedConfig(
+  resolved.derived = DerivedConfig(
       num_examples=int(num_examples),
       total_steps=total_steps,
       warmup_steps=min(
@@ -51,10 +62,10 @@ def resolve(config: schema.ExperimentConfig, num_examples: int) -> schema.Experi
   return resolved
 
 
-def differences(old: schema.ExperimentConfig, new: schema.ExperimentConfig) -> list[str]:
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
   """Lists what makes `new` another experiment, as 'key: old -> new'."""
   before, after = (
-      dict(schema.leaves(config.as_dict())) for config in (old, new))
+      dict(flatten(config.as_dict())) for config in (old, new))
   return [
       f'{key}: {_plain(before[key])} -> {_plain(after[key])}'
       for key in before
@@ -62,14 +73,14 @@ def differences(old: schema.ExperimentConfig, new: schema.ExperimentConfig) -> l
       and before[key] != after[key]]
 
 
-def unused_keys(config: schema.ExperimentConfig) -> list[str]:
+def unused_keys(config: ExperimentConfig) -> list[str]:
   """Lists keys set away from their default that this run will not look at."""
-  default = dict(schema.leaves(schema.ExperimentConfig().as_dict()))
-  changed = [key for key, value in schema.leaves(config.as_dict())
+  default = dict(flatten(ExperimentConfig().as_dict()))
+  changed = [key for key, value in flatten(config.as_dict())
              if key in default and value != default[key]]
   ignored = set()
   for choice, uses in (
-      (config.optimizer, schema.OPTIMIZER_USES), (config.schedule, schema.SCHEDULE_USES)):
+      (config.optimizer, OPTIMIZER_USES), (config.schedule, SCHEDULE_USES)):
     every = {key for keys in uses.values() for key in keys}
     ignored |= every - set(uses[choice.name])
   method = config.method
@@ -87,13 +98,13 @@ def unused_keys(config: schema.ExperimentConfig) -> list[str]:
 
 
 def _check_boundary_steps(
-    schedule: schema.ScheduleConfig, steps_per_epoch: float) -> None:
+    schedule: ScheduleConfig, steps_per_epoch: float) -> None:
   steps = [round(epoch * steps_per_epoch) for epoch in schedule.boundaries]
   if schedule.name == 'piecewise' and len(set(steps)) < len(steps):
-    raise schema.InputError(
-        f'schedule.boundaries: {schema.show(schedule.boundaries)} epochs fall on the '
-        f'updates {schema.show(steps)}; put them further apart')
+    raise InputError(
+        f'schedule.boundaries: {show(schedule.boundaries)} epochs fall on the '
+        f'updates {show(steps)}; put them further apart')
 
 
 def _plain(value: Any) -> str:
-  return value if isinstance(value, str) and value else schema.show(value)
+  return value if isinstance(value, str) and value else show(value)

@@ -204,7 +204,8 @@ SCHEDULE_USES = {
     'constant': ('schedule.warmup_epochs',),
 }
 
-def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+
+def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
   """Yields (dotted key, value) for every key of every group."""
   for name, value in tree.items():
     if isinstance(value, Mapping):

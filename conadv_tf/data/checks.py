@@ -51,8 +51,11 @@ def check_labels(
     The labels, [n], dtype unchanged.
 
   Raises:
-    InputError: not integers, wrong rank, none at all, or out of range.
+    InputError: not integers, wrong rank, none at all, or out of range;
+      num_classes below 1.
   """
+  if num_classes is not None and num_classes < 1:
+    raise InputError(f'data.num_classes={num_classes}: must be at least 1.')
   labels = np.asarray(labels)
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]

@@ -29,6 +29,8 @@ def load(data: DataConfig) -> source.Splits:
   """
   from sklearn import datasets  # Slow to import.
 
+  num_classes = (
+      _NUM_CLASSES if data.num_classes is None else data.num_classes)
   bunch = datasets.load_digits()
   images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
   labels = bunch.target.astype(np.int32)
@@ -38,7 +40,7 @@ def load(data: DataConfig) -> source.Splits:
   splits = [
       source.ArraySource(
           images[rows], labels[rows], where='digits',
-          num_classes=data.num_classes or _NUM_CLASSES,
+          num_classes=num_classes,
           class_names=[str(i) for i in range(_NUM_CLASSES)],
           image_size=data.image_size)
       for rows in (~held_out, held_out)]

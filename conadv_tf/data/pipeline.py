@@ -53,18 +53,7 @@ def train_dataset(
     InputError: B or k below 1, k does not divide B, a negative step, or an
       augmentation that is unknown or does not fit the images.
   """
-  if min(global_batch_size, micro_batches) < 1:
-    raise InputError(
-        f'data.global_batch_size={global_batch_size} and '
-        f'runtime.micro_batches={micro_batches}: must be at least 1.')
-  if global_batch_size % micro_batches:
-    raise InputError(
-        f'data.global_batch_size={global_batch_size}: not divisible by '
-        f'runtime.micro_batches={micro_batches}; change one of them.')
-  if min(start_step, num_steps) < 0:
-    raise InputError(
-        f'start_step={start_step}, num_steps={num_steps}: must not be '
-        'negative.')
+  _check_batches(global_batch_size, micro_batches, start_step, num_steps)
   rows = global_batch_size // micro_batches
   augmentation.check(augment, source.image_shape)
   words = augmentation.words(augment)
@@ -114,6 +103,24 @@ def evaluation_dataset(source: Source, batch_size: int) -> tf.data.Dataset:
     return images, labels, tf.cast(rows <= last, tf.float32)
 
   return _mapped(tf.data.Dataset.range(last // batch_size + 1), element)
+
+
+def _check_batches(
+    global_batch_size: int, micro_batches: int, start_step: int,
+    num_steps: int) -> None:
+  """Raises InputError for sizes that make no batches."""
+  if min(global_batch_size, micro_batches) < 1:
+    raise InputError(
+        f'data.global_batch_size={global_batch_size} and '
+        f'runtime.micro_batches={micro_batches}: must be at least 1.')
+  if global_batch_size % micro_batches:
+    raise InputError(
+        f'data.global_batch_size={global_batch_size}: not divisible by '
+        f'runtime.micro_batches={micro_batches}; change one of them.')
+  if min(start_step, num_steps) < 0:
+    raise InputError(
+        f'start_step={start_step}, num_steps={num_steps}: must not be '
+        'negative.')
 
 
 def _mapped(

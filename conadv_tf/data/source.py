@@ -111,8 +111,10 @@ class EncodedSource(Source):
       where: what the images are, for error messages.
 
     Raises:
-      InputError: empty; numbers differ; label out of range.
+      InputError: empty; numbers differ; label out of range; size below 1.
     """
+    if image_size < 1:
+      raise InputError(f'data.image_size={image_size}: must be at least 1.')
     labels = checks.check_labels(labels, where, num_classes)
     if len(contents) != len(labels):
       raise InputError(

@@ -107,7 +107,7 @@ def _features(
         f'{label.shape}; need one integer per image.')
   num_classes, names = data.num_classes, None
   if isinstance(label, tfds.features.ClassLabel):
-    num_classes = num_classes or label.num_classes
+    num_classes = label.num_classes if num_classes is None else num_classes
     names = label.names
   elif num_classes is None:
     # Two splits need not hold the same largest label.

@@ -20,9 +20,9 @@ _NAME = re.compile(r"(?:(fgsm)|pgd(\d+))(?:@(.+))?")
 def named_attack(name: str, radius: float) -> gradient_attacks.Pgd:
   """The attack that `evaluation.attacks` calls `name`.
 
-  `fgsm` is one step of the whole radius from the image itself; `pgd<k>` is k
-  steps of 2.5 * radius / k from a random point of the ball. Both are linf
-  attacks on the network with its moving statistics.
+  `fgsm` is one step from the image itself, `pgd<k>` is k steps from a random
+  point of the ball, with the attack's default step size. Both are linf attacks
+  on the network with its moving statistics.
 
   Args:
     name: `fgsm` or `pgd<k>`, then optionally `@` and a radius in 1/255.
@@ -39,12 +39,9 @@ def named_attack(name: str, radius: float) -> gradient_attacks.Pgd:
     radius = _radius(match[3], name)
   if match[1]:
     return gradient_attacks.Pgd(
-        radius=radius, steps=1, step_size=radius, random_start=0.0,
-        mode="moving")
-  steps = int(match[2])
+        radius=radius, random_start=0.0, mode="moving")
   return gradient_attacks.Pgd(
-      radius=radius, steps=steps, step_size=2.5 * radius / steps,
-      random_start=1.0, mode="moving")
+      radius=radius, steps=int(match[2]), random_start=1.0, mode="moving")
 
 
 def _radius(text: str, name: str) -> float:

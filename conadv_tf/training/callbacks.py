@@ -10,7 +10,6 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from conadv_tf import config as config_lib
@@ -20,6 +19,7 @@ from conadv_tf.training import summaries
 
 # Called with () and returns validation figures, keys without a prefix.
 Evaluate = Callable[[], dict[str, float]]
+Pictures = Callable[[], tuple[tf.Tensor, tf.Tensor]]
 
 
 class Progress:
@@ -61,7 +61,7 @@ class RunCallback(tf.keras.callbacks.Callback):
 
   def __init__(self, config: config_lib.ExperimentConfig,
                directory: run_directory.RunDirectory, evaluate: Evaluate,
-               sample: tuple[np.ndarray, np.ndarray], *, start_step: int,
+               pictures: Pictures | None, *, start_step: int,
                seconds: float = 0.0, quiet: bool = False,
                evaluates: bool = True,
                learning_rate: Callable[[int], float] = lambda step: 0.0):
@@ -71,7 +71,8 @@ class RunCallback(tf.keras.callbacks.Callback):
       config: resolved.
       directory: where the run lives.
       evaluate: computes validation figures with the current weights.
-      sample: a few training images and labels for the pictures.
+      pictures: makes clean and adversarial images, float [b, h, w, c] in
+        the pixel range; None where the method has no attack.
       start_step: updates made before this `fit`.
       seconds: training time of earlier sessions of this run.
       quiet: prints nothing.
@@ -83,7 +84,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._directory = directory
     self._evaluate = evaluate
     self._evaluates = evaluates
-    self._sample = sample
+    self._pictures = pictures
     self._step = start_step
     self._seconds = seconds
     self._learning_rate = learning_rate
@@ -184,11 +185,8 @@ class RunCallback(tf.keras.callbacks.Callback):
   def _record_evaluation(self, step: int, values: dict[str, float]) -> None:
     figures = self._evaluate()
     self._summaries.scalars("validation", step, figures)
-    if "adversarial_loss" in values:
-      images, labels = self._sample
-      self._summaries.pictures(
-          step, images, self.model.perturb(images, labels),
-          self.model.pixel_range)
+    if self._pictures:
+      self._summaries.pictures(step, *self._pictures(), self.model.pixel_range)
     record = {"step": step, "epoch": round(self._epoch(step), 6)}
     record.update({f"train/{n}": v for n, v in values.items()})
     record.update({f"validation/{n}": v for n, v in figures.items()})

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from typing import Any
+import zipfile
 
 import numpy as np
 import tensorflow as tf
@@ -103,7 +104,8 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         return self._read(step)
-      except (OSError, ValueError, KeyError, EOFError) as error:
+      except (OSError, ValueError, KeyError, TypeError, EOFError,
+              zipfile.BadZipFile) as error:
         problems.append(f"{self._path(step)}: {error}")
         logging.error("DAMAGED CHECKPOINT %s (%s); falling back to the one "
                       "before it", self._path(step), error)
@@ -157,8 +159,8 @@ def _groups(trainer: trainers.Trainer) -> dict[str, list[tf.Variable]]:
   groups = {"network": trainer.network.variables,
             "optimizer": list(optimizer.variables),
             "loss_scale": scale, "step": [trainer.step_counter]}
-  for age, variables in enumerate(trainer.lagged_sets()):
-    groups[f"lagged{age}"] = variables
+  for i, variables in enumerate(trainer.lagged.sets if trainer.lagged else ()):
+    groups[f"lagged{i}"] = variables
   return groups
 
 

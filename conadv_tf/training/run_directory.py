@@ -51,22 +51,33 @@ class RunDirectory:
     path = self.file("params.yaml")
     return config_lib.load([path]) if os.path.exists(path) else None
 
+  def check(self, config: config_lib.ExperimentConfig) -> None:
+    """Raises InputError if the directory holds another experiment."""
+    saved = self.saved_config()
+    if saved is None:
+      return
+    changes = config_lib.differences(saved, config)
+    if changes:
+      shown = ", ".join(changes[:5]) + (", ..." if changes[5:] else "")
+      raise config_lib.InputError(
+          f"model_dir {self.path} holds a different configuration "
+          f"({shown}); use another model_dir, or delete this one")
+
   def open(self, config: config_lib.ExperimentConfig) -> None:
-    """Starts or continues a run here: checks, then writes params.yaml.
+    """Starts or continues a run here: writes params.yaml.
 
     Raises:
-      InputError: if the directory holds another experiment.
+      InputError: if the directory holds another experiment, or nothing can be
+        written there.
     """
-    saved = self.saved_config()
-    if saved is not None:
-      changes = config_lib.differences(saved, config)
-      if changes:
-        shown = ", ".join(changes[:5]) + (", ..." if changes[5:] else "")
-        raise config_lib.InputError(
-            f"model_dir {self.path} holds a different configuration "
-            f"({shown}); use another model_dir, or delete this one")
-    os.makedirs(self.path, exist_ok=True)
-    config_lib.save(config, self.file("params.yaml"))
+    self.check(config)
+    try:
+      os.makedirs(self.path, exist_ok=True)
+      config_lib.save(config, self.file("params.yaml"))
+    except OSError as error:
+      raise config_lib.InputError(
+          f"model_dir {self.path} cannot be written: {error.strerror}; name "
+          "another directory") from error
 
   def append_metrics(self, record: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""

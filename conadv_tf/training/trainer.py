@@ -1,23 +1,23 @@
 """The Keras model that trains another one with a method of this package."""
 
-import functools
 from typing import Any
 
 import tensorflow as tf
 
 from conadv_tf.attacks import gradient as gradient_attacks
 from conadv_tf.distribute import held_state
-from conadv_tf.distribute import strategies
 from conadv_tf.layers import network as networks
-from conadv_tf.layers import routing
 from conadv_tf.methods import method as methods
 from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
 from conadv_tf.training import feeding
+from conadv_tf.training import lagged
+from conadv_tf.training import loop
 from conadv_tf.training import reduction
+from conadv_tf.training import split_model
 
 
-class Trainer(tf.keras.Model):
+class Trainer(split_model.SplitModel):
   """Trains any Keras classifier through `fit`, under any strategy.
 
   `fit`, `evaluate`, `predict`, callbacks and `compile` are Keras's. An update
@@ -65,58 +65,38 @@ class Trainer(tf.keras.Model):
       raise ValueError(f"pixel_range must rise, got {pixel_range}")
     if micro_batches < 1:
       raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")
-    with model.distribute_strategy.scope():
-      super().__init__(name=name)
-      self.method = method or vanilla.Vanilla()
-      self.attack = self.method.default_attack(attack or gradient_attacks.Pgd())
-      self.pixel_range = (float(low), float(high))
-      self.seed = seed
-      self.micro_batches = micro_batches
-      self.deterministic = deterministic
-      self.network = networks.Network(model, self.method.branches)
+    method = method or vanilla.Vanilla()
+    super().__init__(model, method.branches, name)
+    self.method = method
+    self.attack = method.default_attack(attack or gradient_attacks.Pgd())
+    self.pixel_range = (float(low), float(high))
+    self.seed = seed
+    self.micro_batches = micro_batches
+    self.deterministic = deterministic
+    with self.distribute_strategy.scope():
       self.step_counter = tf.Variable(
           0, dtype=tf.int64, trainable=False, name="step",
           aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-      self._make_lagged_copies()
-      self._packing = None
-      self._accumulator = None
-      self._held = None
-      self._element_spec = None
-      self._primed = False
-      self._fed = False
-      # Weights that made the held adversaries, kept only for checkpoints.
-      self.snapshot_next = False
-      self._snapshot: list[Any] = []
-      self._restored: list[Any] = []
-    self.built = True
+      copies = self.method.lagged_copies
+      self.lagged = (lagged.LaggedWeights(self.network, copies) if copies
+                     else None)
+    self._packing = None
+    self._accumulator = None
+    self._held = None
+    self._element_spec = None
+    self._primed = False
+    self._fed = False
+    # Weights that made the held adversaries; for checkpoints only.
+    self.snapshot_next = False
+    self._snapshot: list[Any] = []
+    self._restored: list[Any] = []
 
-  def _make_lagged_copies(self) -> None:
-    """Weight sets of age lagged_copies .. 1, the oldest a whole network."""
-    self.lagged_network = None
-    self._younger: list[list[tf.Variable]] = []
-    if self.method.lagged_copies:
-      self.lagged_network = self.network.copy()
-      self._younger = [
-          [tf.Variable(v.read_value(), trainable=False, name=f"lagged_{age}",
-                       synchronization=v.synchronization,
-                       aggregation=v.aggregation)
-           for v in self.network.variables]
-          for age in range(self.method.lagged_copies - 1, 0, -1)]
-
-  def _start_lagged_copies(self) -> None:
-    """Before the first update every older weight set is theta_0."""
-    if self.lagged_network and self.step_counter.numpy() == 0:
-      for copies in self.lagged_sets():
-        for target, source in zip(copies, self.network.variables):
-          target.assign(networks.read(source))
+  @property
+  def attack_network(self) -> networks.Network:
+    """The weights that the next attack uses."""
+    return self.lagged.network if self.lagged else self.network
 
   # ---- What Keras asks of a model.
-
-  def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-    """Clean branch, moving statistics, whatever `training` says."""
-    del training
-    segments = ((routing.CLEAN, -1),)  # all rows; one segment is not cut
-    return self.network.logits(inputs, segments, routing.Mode.EVAL)
 
   def compile(self, optimizer: Any = "rmsprop", loss: Any = None,
               metrics: Any = None, **kwargs: Any) -> None:
@@ -133,6 +113,7 @@ class Trainer(tf.keras.Model):
         `jit_compile` is asked for on several CPU replicas.
     """
     self._per_example_loss = per_example.per_example_loss(loss)
+    self._element_spec = None  # metrics and loops are made again
     with self.distribute_strategy.scope():
       super().compile(optimizer=optimizer, loss=loss, metrics=metrics,
                       **kwargs)
@@ -156,17 +137,6 @@ class Trainer(tf.keras.Model):
       return []
     means = list(self._means.values())
     return means[:1] + self.compiled_metrics.metrics + means[1:]
-
-  @property
-  def trainable_weights(self) -> list[tf.Variable]:
-    """The network's, the other branches' gamma and beta last."""
-    return self.network.trainable_variables
-
-  @property
-  def non_trainable_weights(self) -> list[tf.Variable]:
-    """The network's other variables: moving statistics of all branches."""
-    trainable = {id(v) for v in self.network.trainable_variables}
-    return [v for v in self.network.variables if id(v) not in trainable]
 
   def fit(self, x: Any = None, y: Any = None,
           **kwargs: Any) -> tf.keras.callbacks.History:
@@ -192,7 +162,8 @@ class Trainer(tf.keras.Model):
         micro_batches=self.micro_batches, pixel_range=self.pixel_range,
         replicas=self.distribute_strategy.num_replicas_in_sync, options=kwargs)
     self._prepare_state(feed.dataset.element_spec)
-    self._start_lagged_copies()
+    if self.lagged and self.step_counter.numpy() == 0:
+      self.lagged.reset(self.network)
     self._primed = False
     self._fed = True
     try:
@@ -203,8 +174,7 @@ class Trainer(tf.keras.Model):
 
   def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
     """Refused: one batch is not enough for methods that look ahead."""
-    raise NotImplementedError("use fit; with steps_per_epoch=1 it makes one "
-                              "update")
+    raise NotImplementedError("use fit, with steps_per_epoch=1")
 
   def test_step(self, data: Any) -> dict[str, tf.Tensor]:
     """Clean loss and compiled metrics, weighted by `sample_weight`."""
@@ -216,33 +186,17 @@ class Trainer(tf.keras.Model):
     shown = [self._means["loss"]] + self.compiled_metrics.metrics
     return {m.name: m.result() for m in shown}
 
-  def merge(self, branch: str = routing.CLEAN) -> tf.keras.Model:
-    """A plain Keras model with one branch's weights."""
-    return self.network.merge(branch)
-
-  def save(self, *args: Any, **kwargs: Any) -> None:
-    """Saves the merged model, as `tf.keras.Model.save` does."""
-    self.merge().save(*args, **kwargs)
-
-  def save_weights(self, *args: Any, **kwargs: Any) -> Any:
-    """Saves the merged model's weights."""
-    return self.merge().save_weights(*args, **kwargs)
-
-  def load_weights(self, *args: Any, **kwargs: Any) -> None:
-    """Loads the merged model's weights; every branch starts from them."""
-    model = self.merge()
-    model.load_weights(*args, **kwargs)
-    self.network.assign(
-        networks.Network(model, self.network.branches).variables)
-
-  def get_config(self) -> dict[str, Any]:
-    """Refused: what is saved is the merged model."""
-    raise NotImplementedError("save() writes the merged model")
-
   # ---- One replica's work.
 
-  def _context(self, element: tf.Tensor, ahead: int,
-               attack_network: networks.Network) -> methods.Context:
+  def context(self, element: tf.Tensor, ahead: int,
+              attack_network: networks.Network) -> methods.Context:
+    """What a method sees of this replica; in replica context.
+
+    Args:
+      element: index of the micro batch.
+      ahead: the received batch's distance from the one that is trained on.
+      attack_network: weights for the attack.
+    """
     replica = tf.distribute.get_replica_context()
     step = tf.cast(self.step_counter.read_value(), tf.int32)
     scale = isinstance(self.optimizer,
@@ -276,8 +230,7 @@ class Trainer(tf.keras.Model):
       element: index of the micro batch, int32 scalar.
     """
     batch = self._batch(data)
-    ctx = self._context(element, self.method.lookahead,
-                        self.lagged_network or self.network)
+    ctx = self.context(element, self.method.lookahead, self.attack_network)
     held = self._held.read(element) if self._held else ()
     result = self.method.step(ctx, batch, held)
     if self._held:
@@ -286,9 +239,7 @@ class Trainer(tf.keras.Model):
     return result
 
   def _prime_step(self, data: Any, element: tf.Tensor) -> None:
-    # Batch t, for update t, with the weights that its attack asks for; see
-    # `restore_held`.
-    ctx = self._context(element, 0, self.lagged_network or self.network)
+    ctx = self.context(element, 0, self.attack_network)
     self._held.write(element, self.method.prime(ctx, self._batch(data)))
 
   def _update_metrics(self, result: methods.StepResult) -> None:
@@ -332,10 +283,8 @@ class Trainer(tf.keras.Model):
   def _apply(self, gradients: list[tf.Tensor],
              statistics: tf.Tensor) -> None:
     """Shifts lagged copies, then moves statistics and weights."""
-    if self.lagged_network:
-      sets = self.lagged_sets() + [self.network.variables]
-      for older, younger in zip(sets, sets[1:]):
-        strategies.copy_variables(older, younger)
+    if self.lagged:
+      self.lagged.shift(self.network)
     rows = self._element_spec[0].shape[0]
     variables = self.network.trainable_variables
     with tf.name_scope("apply"):
@@ -396,58 +345,13 @@ class Trainer(tf.keras.Model):
       raise NotImplementedError("train through fit()")
     if self.train_function is not None and not force:
       return self.train_function
-    strategy = self.distribute_strategy
-    k = self.micro_batches
-
-    def compiled(function: Any) -> Any:
-      # A whole update on one device; with k > 1 each of its parts.
-      if self.jit_compile:
-        return tf.function(function, jit_compile=True, autograph=False)
-      return function
-
-    whole, accumulate, apply = (compiled(f) for f in (
-        self._whole_step, self._accumulate, self._apply_accumulated))
-    prime = compiled(self._prime_step)
-
-    def for_each_element(body: Any, iterator: Any) -> None:
-      def loop(element: tf.Tensor) -> tf.Tensor:
-        strategy.run(body, args=(next(iterator), element))
-        return element + 1
-      if k == 1:
-        loop(tf.constant(0))
-      else:
-        tf.while_loop(lambda e: e < k, loop, (tf.constant(0),),
-                      parallel_iterations=1)
-
-    def update(iterator: Any) -> None:
-      if k == 1:
-        strategy.run(whole, args=(next(iterator),))
-      else:
-        for_each_element(accumulate, iterator)
-        strategy.run(apply)
-      self.step_counter.assign_add(1)
-
-    def results() -> dict[str, tf.Tensor]:
-      return {m.name: m.result() for m in self.metrics}
-
-    def one(iterator: Any) -> dict[str, tf.Tensor]:
-      update(iterator)
-      return results()
-
-    def many(iterator: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
-      def loop(i: tf.Tensor) -> tf.Tensor:
-        update(iterator)
-        return i + 1
-      tf.while_loop(lambda i: i < count, loop, (tf.constant(0),),
-                    parallel_iterations=1)
-      return results()
-
-    if not self.run_eagerly:
-      one = tf.function(one, autograph=False)
-      many = tf.function(many, autograph=False)
-    self._one, self._many = one, many
-    self._prime = tf.function(
-        lambda iterator: for_each_element(prime, iterator), autograph=False)
+    self._loop = loop.Loop(
+        self.distribute_strategy, self.micro_batches,
+        whole=self._whole_step, accumulate=self._accumulate,
+        apply=self._apply_accumulated, prime=self._prime_step,
+        finish=lambda: {m.name: m.result() for m in self.metrics},
+        count=self.step_counter, jit_compile=bool(self.jit_compile),
+        run_eagerly=self.run_eagerly)
     self.train_function = self._execute
     return self._execute
 
@@ -458,62 +362,21 @@ class Trainer(tf.keras.Model):
     count = int(self._steps_per_execution.numpy())
     takes_snapshot = self.snapshot_next and self.method.lookahead
     self.snapshot_next = False
-    if not takes_snapshot:
-      return self._run(iterator, count)
-    # A checkpoint follows: keep the weights that the last attack used.
-    if count > 1:
-      self._run(iterator, count - 1)
-    self._snapshot = self.attack_weights()
-    return self._run(iterator, 1)
-
-  def _run(self, iterator: Any, count: int) -> dict[str, tf.Tensor]:
-    if count == 1:
-      return self._one(iterator)
-    return self._many(iterator, tf.constant(count))
+    if takes_snapshot:
+      # A checkpoint follows: keep the weights that the last attack used.
+      if count > 1:
+        self._loop.run(iterator, count - 1)
+      self._snapshot = [networks.read(v)
+                        for v in self.attack_network.variables]
+      count = 1
+    return self._loop.run(iterator, count)
 
   # ---- Held state across checkpoints.
-
-  def attack_weights(self) -> list[Any]:
-    """Values of the weights that the next attack uses, on the host."""
-    network = self.lagged_network or self.network
-    return [networks.read(v) for v in network.variables]
-
-  def lagged_sets(self) -> list[list[tf.Variable]]:
-    """The older weight sets, oldest first; [] where there are none."""
-    if not self.lagged_network:
-      return []
-    return [self.lagged_network.variables] + self._younger
 
   @property
   def snapshot(self) -> list[Any]:
     """What made the held adversaries; [] unless `snapshot_next` was set."""
     return self._snapshot
-
-  def perturb(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Adversarial copies of a batch under the current weights, to look at.
-
-    Args:
-      images: [b, h, w, c] in the pixel range.
-      labels: as in training.
-
-    Returns:
-      float32 [b, h, w, c].
-    """
-    results = self._perturb(tf.convert_to_tensor(images),
-                            tf.convert_to_tensor(labels))
-    return self.distribute_strategy.experimental_local_results(results)[0]
-
-  @functools.cached_property
-  def _perturb(self) -> Any:
-    def attack(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-      rows = images.shape[0]
-      ctx = self._context(tf.constant(0), 0, self.network)
-      batch = methods.Batch(images, labels, tf.ones([rows]))
-      return methods.make_adversary(ctx, batch, rows)
-
-    return tf.function(
-        lambda *args: self.distribute_strategy.run(attack, args=args),
-        autograph=False)
 
   def restore_snapshot(self, values: list[Any]) -> None:
     """Makes the next priming attack with these weights, once."""
@@ -525,13 +388,13 @@ class Trainer(tf.keras.Model):
     After a checkpoint they must come from the weights of `lag` updates ago,
     which are put in place for the duration of this call.
     """
-    network = self.lagged_network or self.network
     if not self._restored:
-      self._prime(iterator)
+      self._loop.prime(iterator)
     else:
+      network = self.attack_network
       current = [networks.read(v) for v in network.variables]
       network.assign(self._restored)
-      self._prime(iterator)
+      self._loop.prime(iterator)
       network.assign(current)
       self._restored = []
     self._primed = True

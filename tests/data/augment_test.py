@@ -73,7 +73,7 @@ def test_none_returns_the_very_images() -> None:
 
 
 @functools.cache
-def _library(name: str, size: int = 32, channels: int = 3) -> Callable:
+def _library(name: str, size: int, channels: int) -> Callable:
   """The library's part alone; traced once, which takes seconds."""
   return tf.function(functools.partial(augment._library, name)
                      ).get_concrete_function(
@@ -123,7 +123,7 @@ def test_grey_images_stay_grey() -> None:
 def test_policies_are_sane(name: str) -> None:
   rows = 300
   images = np.repeat(_images(1, 32) // 2 + 50, rows, 0)
-  run = _library(name)
+  run = _library(name, 32, 3)
   bits = tf.constant(_uniform_words(rows, name)[:, 4:])
   got = run(tf.constant(images), bits).numpy()
   assert (got.shape, got.dtype) == (images.shape, np.uint8)
@@ -143,7 +143,7 @@ def test_policies_are_sane(name: str) -> None:
 @pytest.mark.parametrize('name, size', [
     ('autoaugment', 32), ('autoaugment', 80), ('randaugment', 32)])
 def test_no_stateful_draw_is_left(name: str, size: int) -> None:
-  graph = _library(name, size).graph.as_graph_def()
+  graph = _library(name, size, 3).graph.as_graph_def()
   operations = {node.op for node in graph.node} | {
       node.op for function in graph.library.function
       for node in function.node_def}

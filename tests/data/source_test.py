@@ -61,6 +61,7 @@ def test_grey_images_and_column_labels_get_their_shape() -> None:
     ({'labels': np.zeros(0, int)}, 'no examples'),
     ({'labels': np.array([0, 1, 3, 4, 0])}, 'label 2 is 3, outside 0 .. 2'),
     ({'labels': np.array([0, -1, 0, 0, 0])}, 'label 1 is -1'),
+    ({'num_classes': 0}, 'num_classes=0: must be at least 1'),
     ({'image_size': 4}, 'image_size=4: the images of here are 4 x 6'),
 ])
 def test_array_refuses(change: dict, message: str) -> None:
@@ -129,6 +130,8 @@ def test_check_names_the_broken_image(tmp_path: str) -> None:
 
 
 def test_encoded_refuses_unequal_lengths_and_bad_labels() -> None:
+  with pytest.raises(InputError, match='image_size=0: must be at least 1'):
+    source.EncodedSource([b'x'], np.array([0]), image_size=0)
   with pytest.raises(InputError, match='1 images but 2 labels'):
     source.EncodedSource([b'x'], np.array([0, 1]), image_size=4)
   with pytest.raises(InputError, match='label 0 is 2, outside 0 .. 1'):

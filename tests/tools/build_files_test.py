@@ -163,6 +163,7 @@ def test_missing_and_left_over_files_are_found(
      "circular imports: "),
     ("conadv_tf/attacks/attacks.py", "",
      "conadv_tf/attacks: a module is named like its package"),
+    ("conadv_tf/attacks.py", "", "conadv_tf/attacks"),
 ])
 @pytest.mark.parametrize("flags", [[], ["--check"]])
 def test_errors(

@@ -1,0 +1,39 @@
+"""Weights of earlier updates, for attacks that are more than a step stale."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from conadv_tf.distribute import strategies
+from conadv_tf.layers import network as networks
+
+
+class LaggedWeights:
+  """Copies of a network's variables, moving statistics included.
+
+  Attributes:
+    network: the oldest set, a whole network that an attack can run through.
+    sets: all sets, oldest first, each in the order of `network.variables`.
+  """
+
+  def __init__(self, live: networks.Network, copies: int):
+    """Creates `copies` >= 1 sets under the current strategy's scope."""
+    self.network = live.copy()
+    self.sets: list[Sequence[tf.Variable]] = [self.network.variables]
+    for age in range(copies - 1, 0, -1):
+      self.sets.append([
+          tf.Variable(v.read_value(), trainable=False, name=f"lagged_{age}",
+                      synchronization=v.synchronization,
+                      aggregation=v.aggregation)
+          for v in live.variables])
+
+  def reset(self, live: networks.Network) -> None:
+    """Makes every set equal to the live weights, eagerly."""
+    for variables in self.sets:
+      for target, source in zip(variables, live.variables):
+        target.assign(networks.read(source))
+
+  def shift(self, live: networks.Network) -> None:
+    """Drops the oldest set and takes in the live weights; in a replica."""
+    for older, younger in zip(self.sets, self.sets[1:] + [live.variables]):
+      strategies.copy_variables(older, younger)

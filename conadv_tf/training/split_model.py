@@ -1,0 +1,70 @@
+"""A split network behind the interface of a Keras model."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from conadv_tf.layers import network as networks
+from conadv_tf.layers import routing
+
+
+class SplitModel(tf.keras.Model):
+  """Predicts through the clean branch and saves the merged model.
+
+  Attributes:
+    network: the converted clone of the user's model.
+  """
+
+  def __init__(self, model: tf.keras.Model, branches: tuple[str, ...],
+               name: str):
+    """Clones and converts a built model, in its strategy's scope.
+
+    Raises:
+      ValueError: if the model cannot be converted; names the layer.
+    """
+    strategy = (tf.distribute.get_strategy() if tf.distribute.has_strategy()
+                else model.distribute_strategy)
+    with strategy.scope():
+      super().__init__(name=name)
+      self.network = networks.Network(model, branches)
+    self.built = True
+
+  def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    """Clean branch, moving statistics, whatever `training` says."""
+    del training
+    segments = ((routing.CLEAN, -1),)  # all rows; one segment is not cut
+    return self.network.logits(inputs, segments, routing.Mode.EVAL)
+
+  @property
+  def trainable_weights(self) -> list[tf.Variable]:
+    """The network's, the other branches' gamma and beta last."""
+    return self.network.trainable_variables
+
+  @property
+  def non_trainable_weights(self) -> list[tf.Variable]:
+    """The network's other variables: moving statistics of all branches."""
+    trainable = {id(v) for v in self.network.trainable_variables}
+    return [v for v in self.network.variables if id(v) not in trainable]
+
+  def merge(self, branch: str = routing.CLEAN) -> tf.keras.Model:
+    """A plain Keras model with one branch's weights."""
+    return self.network.merge(branch)
+
+  def save(self, *args: Any, **kwargs: Any) -> None:
+    """Saves the merged model, as `tf.keras.Model.save` does."""
+    self.merge().save(*args, **kwargs)
+
+  def save_weights(self, *args: Any, **kwargs: Any) -> Any:
+    """Saves the merged model's weights."""
+    return self.merge().save_weights(*args, **kwargs)
+
+  def load_weights(self, *args: Any, **kwargs: Any) -> None:
+    """Loads the merged model's weights; every branch starts from them."""
+    model = self.merge()
+    model.load_weights(*args, **kwargs)
+    self.network.assign(
+        networks.Network(model, self.network.branches).variables)
+
+  def get_config(self) -> dict[str, Any]:
+    """Refused: what is saved is the merged model."""
+    raise NotImplementedError("save() writes the merged model")
