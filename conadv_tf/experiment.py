@@ -277,6 +277,15 @@ def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:
   return kind(from_logits=outputs == "logits")
 
 
+def _strategy(runtime: config_lib.RuntimeConfig) -> tf.distribute.Strategy:
+  try:
+    if runtime.strategy == "mirrored":
+      strategies.make_logical_cpus(runtime.num_replicas)
+    return strategies.get(runtime.strategy, runtime.num_replicas)
+  except (RuntimeError, ValueError) as error:
+    raise config_lib.InputError(f"runtime.strategy: {error}") from error
+
+
 def build(config: config_lib.ExperimentConfig,
           splits: sources.Splits | None = None) -> Experiment:
   """Builds everything; nothing is written.
@@ -289,18 +298,14 @@ def build(config: config_lib.ExperimentConfig,
     InputError: if the configuration or the data are not usable.
   """
   check_names(config)
+  # Before any tensor is made: that fixes the devices.
+  strategy = _strategy(config.runtime)
   splits = splits or DATASETS[config.data.name](config.data)
   config = config_lib.resolve(config, splits.train.num_examples)
   runtime = config.runtime
   tf.keras.utils.set_random_seed(config.seed)
   if runtime.deterministic:
     tf.config.experimental.enable_op_determinism()
-  try:
-    if runtime.strategy == "mirrored":
-      strategies.make_logical_cpus(runtime.num_replicas)
-    strategy = strategies.get(runtime.strategy, runtime.num_replicas)
-  except (RuntimeError, ValueError) as error:
-    raise config_lib.InputError(f"runtime.strategy: {error}") from error
   schedule = SCHEDULES[config.schedule.name](config.schedule, config.derived)
   attack = attacks.Pgd(**{
       field.name: getattr(config.attack, field.name)

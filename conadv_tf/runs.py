@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import tensorflow as tf
+
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf import methods
@@ -81,8 +83,9 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
   return _finish(experiment, directory)
 
 
-def _fit(experiment: experiments.Experiment, directory: run_directory.RunDirectory,
-         step: int, seconds: float, evaluates: bool, quiet: bool) -> None:
+def _fit(experiment: experiments.Experiment,
+         directory: run_directory.RunDirectory, step: int, seconds: float,
+         evaluates: bool, quiet: bool) -> None:
   config = experiment.config
   options = config.evaluation
   callback = callbacks.RunCallback(
@@ -92,10 +95,16 @@ def _fit(experiment: experiments.Experiment, directory: run_directory.RunDirecto
       _pictures(experiment), start_step=step, seconds=seconds, quiet=quiet,
       evaluates=evaluates,
       learning_rate=lambda s: float(experiment.schedule(s)))
-  experiment.trainer.fit(
-      experiment.train_dataset(step), epochs=1, verbose=0,
-      steps_per_epoch=config.derived.total_steps - step,
-      callbacks=[callback])
+  try:
+    experiment.trainer.fit(
+        experiment.train_dataset(step), epochs=1, verbose=0,
+        steps_per_epoch=config.derived.total_steps - step,
+        callbacks=[callback])
+  except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+    # An unreadable image ends the input; this names it.
+    for split in (experiment.splits.train, experiment.splits.validation):
+      split.check()
+    raise
 
 
 def _pictures(experiment: experiments.Experiment

@@ -22,6 +22,7 @@ LEVELS = (
     ("training", "evaluation", "analysis"),
     ("command_line", "experiment"),
     ("runs",),
+    ("runs",),
     ("__init__", "train", "evaluate", "export"),
 )
 LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}
@@ -104,6 +105,12 @@ def test_config_needs_no_more_than_hyperparams() -> None:
                  for imported in third_party), (name, third_party)
       assert {part(imported) for imported in MODULES[name].imports} <= {
           "config"}, name
+
+
+def test_every_package_has_an_init() -> None:
+  """Without it an installed copy would lack the directory."""
+  packages = {REPOSITORY / MODULES[name].path.parent for name in OURS}
+  assert not [p for p in packages if not (p / "__init__.py").exists()]
 
 
 def test_no_module_is_called_utils() -> None:

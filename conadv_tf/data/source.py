@@ -43,6 +43,10 @@ class Source(abc.ABC):
       Images, uint8 [b, height, width, channels], and labels, int32 [b].
     """
 
+  def check(self, indices: Sequence[int] | None = None) -> None:
+    """Raises InputError for an image that cannot be read; None means all."""
+    del indices
+
 
 class ArraySource(Source):
   """Images and labels held in memory."""
@@ -186,8 +190,14 @@ class SubsetSource(Source):
     self.image_shape = source.image_shape
     self.class_names = source.class_names
     self.source = source
+    self._kept = indices
     with tf.device('CPU:0'):
       self._indices = tf.constant(indices, tf.int64)
+
+  def check(self, indices: Sequence[int] | None = None) -> None:
+    """See the base class."""
+    self.source.check(
+        self._kept if indices is None else self._kept[list(indices)])
 
   def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """See the base class."""

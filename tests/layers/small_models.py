@@ -198,11 +198,13 @@ def randomise(model: keras.Model) -> keras.Model:
   """Gives every weight a value of its own, variances positive ones."""
   random = np.random.default_rng(7)
   for weight in model.weights:
+    if 'normalization' in weight.name and 'batch' not in weight.name:
+      continue  # the adapted constants of a Normalization layer
     noise = random.random(weight.shape)
     if 'gamma' in weight.name or 'variance' in weight.name:
       weight.assign(0.5 + noise)
     elif 'beta' in weight.name or 'moving_mean' in weight.name:
       weight.assign(noise - 0.5)
-    elif weight.dtype.is_floating and 'normalization' not in weight.name:
+    else:
       weight.assign_add(0.02 * (noise - 0.5))
   return model

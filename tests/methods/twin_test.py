@@ -1,0 +1,140 @@
+"""Every method against an independent computation in NumPy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from conadv_tf import methods
+from conadv_tf.attacks import gradient
+from conadv_tf.optimizers import lars
+from conadv_tf.training import trainer as trainers
+from tests.methods import running
+from tests.reference import conadv as reference
+from tests.reference import lars as lars_reference
+
+_ROWS, _UPDATES = 12, 8
+_random = np.random.default_rng(5)
+_IMAGES = _random.random((_ROWS * (_UPDATES + 1), 4, 3, 2), np.float32)
+# Learnable: the class is that of the brightest of three columns.
+_LABELS = _IMAGES.mean((1, 3)).argmax(1).astype(np.int32)
+_RADIUS = 20.0
+
+
+def _keras_model(normalise: bool) -> tf.keras.Model:
+  tf.keras.utils.set_random_seed(3)
+  layers = [tf.keras.layers.Flatten(input_shape=(4, 3, 2)),
+            tf.keras.layers.Dense(7)]
+  if normalise:
+    layers.append(tf.keras.layers.BatchNormalization())
+  return tf.keras.Sequential(
+      layers + [tf.keras.layers.Activation('tanh'), tf.keras.layers.Dense(3)])
+
+
+def _lars_update(name: str, w: np.ndarray, m: np.ndarray,
+                 g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  return lars_reference.update(
+      w, m, g, learning_rate=2.0, momentum=0.9, weight_decay=1e-2, eeta=0.02,
+      epsilon=0.0, nesterov=False, excluded=w.ndim < 2)
+
+
+_OPTIMIZERS = {
+    'sgd': (lambda: tf.keras.optimizers.SGD(0.2, momentum=0.9),
+            reference.momentum_update(0.2, 0.9)),
+    'lars': (lambda: lars.Lars(2.0, momentum=0.9, weight_decay=1e-2, eeta=0.02),
+             _lars_update)}
+
+
+def _twin(model: tf.keras.Model, normalise: bool,
+          **options: Any) -> reference.Twin:
+  values = [w.astype(np.float64) for w in model.get_weights()]
+  weights = dict(w1=values[0], b1=values[1], w2=values[-2], b2=values[-1])
+  moving = {}
+  if normalise:
+    shared = options.get('shared') or options.get('lag') is None
+    for branch in ['clean'] + ['adversarial'] * (not shared):
+      weights[f'gamma_{branch}'], weights[f'beta_{branch}'] = values[2:4]
+      moving[f'mean_{branch}'], moving[f'variance_{branch}'] = values[4:6]
+  return reference.Twin(weights, moving, normalise=normalise,
+                        radius=_RADIUS / 255, **options)
+
+
+def _actual(trainer: trainers.Trainer, normalise: bool
+            ) -> dict[str, np.ndarray]:
+  values = trainer.network.model.get_weights()
+  result = dict(w1=values[0], b1=values[1], w2=values[-2], b2=values[-1])
+  if normalise:
+    (layer,) = trainer.network.layer_variables
+    for branch, v in layer.items():
+      result[f'gamma_{branch}'] = v.gamma.numpy()
+      result[f'beta_{branch}'] = v.beta.numpy()
+      result[f'mean_{branch}'] = v.moving_mean.numpy()
+      result[f'variance_{branch}'] = v.moving_variance.numpy()
+  return result
+
+
+def _compare(method: Any, optimizer: str, normalise: bool,
+             **options: Any) -> None:
+  model = _keras_model(normalise)
+  twin = _twin(model, normalise, update=_OPTIMIZERS[optimizer][1], **options)
+  trainer = trainers.Trainer(
+      model, method, gradient.Pgd(radius=_RADIUS, random_start=0.0))
+  trainer.compile(_OPTIMIZERS[optimizer][0](), running.LOSS)
+  data = tf.data.Dataset.from_tensor_slices((_IMAGES, _LABELS)).batch(
+      _ROWS, drop_remainder=True).repeat()
+  trainer.fit(data, steps_per_epoch=_UPDATES, epochs=1, verbose=0)
+  start = {name: w.copy() for name, w in twin.weights.items()}
+  for t in range(_UPDATES):
+    rows = slice(t * _ROWS, (t + 1) * _ROWS)
+    twin.step(_IMAGES[rows].reshape(_ROWS, -1).astype(np.float64),
+              _LABELS[rows])
+  assert np.abs(twin.weights['w1'] - start['w1']).max() > 0.05
+  expected = {**twin.weights, **twin.moving}
+  actual = _actual(trainer, normalise)
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+        actual[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+_METHODS = [
+    (methods.Vanilla, dict(lag=None)),
+    (methods.DisAdv, dict(lag=0)),
+    (lambda **o: methods.ConAdv(lag=0, **o), dict(lag=0)),
+    (lambda **o: methods.ConAdv(lag=1, **o), dict(lag=1)),
+    (lambda **o: methods.ConAdv(lag=2, **o), dict(lag=2)),
+    (lambda **o: methods.ConAdv(lag=3, **o), dict(lag=3)),
+    (lambda **o: methods.ConAdv(lag=2, execution='sequential', **o),
+     dict(lag=2))]
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', 'lars'])
+@pytest.mark.parametrize('number', range(len(_METHODS)))
+def test_eight_updates_agree_with_numpy(number: int, optimizer: str) -> None:
+  make, options = _METHODS[number]
+  _compare(make(), optimizer, True, **options)
+
+
+@pytest.mark.parametrize('number', [0, 1, 3])
+def test_without_batch_normalisation(number: int) -> None:
+  make, options = _METHODS[number]
+  _compare(make(), 'sgd', False, **options)
+
+
+@pytest.mark.parametrize('weight', [0.0, 0.2, 0.9])
+def test_the_adversarial_weight(weight: float) -> None:
+  _compare(methods.ConAdv(adversarial_weight=weight), 'sgd', True, lag=1,
+           adversarial_weight=weight)
+
+
+@pytest.mark.parametrize('fraction', [0.01, 0.4, 0.75])
+def test_the_adversarial_fraction(fraction: float) -> None:
+  _compare(methods.ConAdv(adversarial_fraction=fraction), 'sgd', True, lag=1,
+           fraction=fraction)
+
+
+@pytest.mark.parametrize('fraction', [0.5, 1.0])
+def test_shared_statistics(fraction: float) -> None:
+  _compare(methods.ConAdv(bn_branches=1, adversarial_fraction=fraction), 'sgd',
+           True, lag=1, shared=True, fraction=fraction)

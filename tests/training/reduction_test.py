@@ -1,0 +1,66 @@
+import itertools
+
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf.training import reduction
+
+_SHAPES = [(3, 2), (4,), ()]
+
+
+def _parts(count: int) -> list[tuple[list[np.ndarray], np.ndarray, float]]:
+  random = np.random.default_rng(0)
+  return [([random.normal(size=s).astype(np.float32) for s in _SHAPES],
+           random.normal(size=5).astype(np.float32), share)
+          for share in random.random(count).astype(np.float32)]
+
+
+def _total(packing: reduction.Packing, parts: list) -> tf.Tensor:
+  return sum(packing.pack([tf.constant(g) for g in gradients],
+                          tf.constant(statistics), tf.constant(share))
+             for gradients, statistics, share in parts)
+
+
+def test_the_mean_is_weighted_by_shares() -> None:
+  for deterministic in (False, True):
+    packing = reduction.Packing(_SHAPES, 5, deterministic)
+    assert packing.size == 6 + 4 + 1 + 5 + 1
+    parts = _parts(3)
+    gradients, statistics = packing.unpack(_total(packing, parts))
+    shares = np.array([p[2] for p in parts], np.float64)
+    for i, g in enumerate(gradients):
+      assert g.dtype == tf.float32 and g.shape == _SHAPES[i]
+      expected = np.average([p[0][i] for p in parts], 0, shares)
+      np.testing.assert_allclose(g, expected, rtol=1e-5, atol=1e-7)
+    expected = np.average([p[1] for p in parts], 0, shares)
+    np.testing.assert_allclose(statistics, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_deterministic_sums_do_not_depend_on_the_order() -> None:
+  packing = reduction.Packing(_SHAPES, 5, True)
+  assert packing.dtype == tf.float64
+  parts = _parts(4)
+  first = packing.unpack(_total(packing, parts))
+  for order in itertools.permutations(parts):
+    other = packing.unpack(_total(packing, list(order)))
+    for a, b in zip(tf.nest.flatten(first), tf.nest.flatten(other),
+                    strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_empty_shares_give_zeros_and_no_statistics_are_fine() -> None:
+  packing = reduction.Packing(_SHAPES, 0, False)
+  gradients, statistics = packing.unpack(tf.zeros([packing.size]))
+  assert statistics.shape == [0]
+  for g in gradients:
+    np.testing.assert_array_equal(g, tf.zeros_like(g))
+
+
+def test_one_whole_part_comes_back_bit_for_bit() -> None:
+  ((gradients, statistics, _),) = _parts(1)
+  for deterministic in (False, True):
+    packing = reduction.Packing(_SHAPES, 5, deterministic)
+    actual = packing.unpack(_total(packing, [(gradients, statistics, 1.0)]))
+    for a, b in zip(tf.nest.flatten(actual), gradients + [statistics],
+                    strict=True):
+      np.testing.assert_array_equal(a, b)
