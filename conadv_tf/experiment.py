@@ -4,6 +4,7 @@ The dictionaries here are the only places where names become code.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import dataclasses
@@ -126,7 +127,18 @@ def check_names(config: config_lib.ExperimentConfig) -> None:
 
 
 @contextlib.contextmanager
-def _precision(policy: str) -> Any:
+def naming_unreadable_images(splits: sources.Splits) -> Iterator[None]:
+  """Turns TensorFlow's error about some image into an InputError."""
+  try:
+    yield
+  except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+    for split in (splits.train, splits.validation):
+      split.check()
+    raise
+
+
+@contextlib.contextmanager
+def _precision(policy: str) -> Iterator[None]:
   """Keras's global policy, put back afterwards."""
   previous = tf.keras.mixed_precision.global_policy()
   tf.keras.mixed_precision.set_global_policy(policy)
@@ -167,11 +179,14 @@ class Experiment:
     """Micro batches from update `start_step` to the end of the run."""
     data, derived = self.config.data, self.config.derived
     steps = derived.total_steps - start_step + self.trainer.method.lookahead
-    dataset = pipeline.train_dataset(
+    return self.smoothed(pipeline.train_dataset(
         self.splits.train, global_batch_size=data.global_batch_size,
         micro_batches=self.config.runtime.micro_batches,
         seed=self.config.seed, augment=data.augment, start_step=start_step,
-        num_steps=steps)
+        num_steps=steps))
+
+  def smoothed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Puts labels into the form that the training loss takes."""
     smoothing = self.config.objective.label_smoothing
     if not smoothing:
       return dataset
@@ -214,6 +229,11 @@ class Experiment:
       train_examples: for the generalisation gap, a fixed random subset; 0
         leaves it out.
     """
+    with naming_unreadable_images(self.splits):
+      return self._evaluate(attack_names, branch, train_examples)
+
+  def _evaluate(self, attack_names: Sequence[str], branch: str,
+                train_examples: int) -> dict[str, float]:
     validation = self.evaluation_dataset("validation")
     figures = self.evaluator(branch)(validation)
     if train_examples:

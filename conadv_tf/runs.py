@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-import tensorflow as tf
-
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf import methods
@@ -79,7 +77,8 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     logging.warning("resuming at update %d of %d", step, total)
   directory.cut_metrics(step)
   if step < total:
-    _fit(experiment, directory, step, seconds, evaluates, quiet)
+    with experiments.naming_unreadable_images(experiment.splits):
+      _fit(experiment, directory, step, seconds, evaluates, quiet)
   return _finish(experiment, directory)
 
 
@@ -95,16 +94,10 @@ def _fit(experiment: experiments.Experiment,
       _pictures(experiment), start_step=step, seconds=seconds, quiet=quiet,
       evaluates=evaluates,
       learning_rate=lambda s: float(experiment.schedule(s)))
-  try:
-    experiment.trainer.fit(
-        experiment.train_dataset(step), epochs=1, verbose=0,
-        steps_per_epoch=config.derived.total_steps - step,
-        callbacks=[callback])
-  except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
-    # An unreadable image ends the input; this names it.
-    for split in (experiment.splits.train, experiment.splits.validation):
-      split.check()
-    raise
+  experiment.trainer.fit(
+      experiment.train_dataset(step), epochs=1, verbose=0,
+      steps_per_epoch=config.derived.total_steps - step,
+      callbacks=[callback])
 
 
 def _pictures(experiment: experiments.Experiment
@@ -112,7 +105,8 @@ def _pictures(experiment: experiments.Experiment
   """Makes the same few training images adversarial whenever it is called."""
   if isinstance(experiment.trainer.method, methods.Vanilla):
     return None
-  images, labels, _ = next(iter(experiment.evaluation_dataset("train")))
+  images, labels, _ = next(iter(
+      experiment.smoothed(experiment.evaluation_dataset("train"))))
   images, labels = images[:_PICTURES], labels[:_PICTURES]
   perturb = perturbation.Perturb(experiment.trainer)
   return lambda: (images, perturb(images, labels))

@@ -74,16 +74,17 @@ def test_names_are_known_and_every_key_is_used(path: str) -> None:
 
 
 @pytest.mark.parametrize('path', _each_model_once())
-def test_two_updates(path: str, tmp_path: pathlib.Path) -> None:
+def test_two_updates(path: str, tmp_path: pathlib.Path,
+                     capsys: pytest.CaptureFixture[str]) -> None:
   size = _IMAGE_SIZE.get(_load(path).model.name, 8)
   small = config.load(
       [str(_REPOSITORY / path)], [_TWO_UPDATES, f'data.image_size={size}'])
-  described = experiment.build(small).describe().splitlines()
+  results = runs.run(small, str(tmp_path / 'run'))
+  described = capsys.readouterr().out.splitlines()
   assert described[0] == (
       f'data: synthetic, 16 training and 4 validation images {size}x{size}x3, '
       '3 classes')
   assert described[2].startswith(f'method: {small.method.name}, lag ')
-  results = runs.run(small, str(tmp_path / 'run'), quiet=True)
   assert (results['step'], results['epoch']) == (2, 1.0)
   assert results['validation/examples'] == 4
   assert 0 < results['validation/loss'] < 1e4
