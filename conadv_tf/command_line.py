@@ -6,8 +6,7 @@ import os
 import sys
 import warnings
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 
 
 @contextlib.contextmanager

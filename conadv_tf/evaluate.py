@@ -1,10 +1,9 @@
-"""Evaluates a run: `python -m conadv_tf.evaluate --model_dir=DIR --attacks=pgd20`."""
+"""Evaluates a run: `conadv-evaluate --model_dir=DIR --attacks=pgd20`."""
 
 import json
 import os
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 _ATTACKS = flags.DEFINE_list(
@@ -27,8 +26,7 @@ def main(argv: list[str]) -> None:
   # Imported late: --help must not wait for TensorFlow.
   from conadv_tf import command_line
   with command_line.one_line_errors():
-    from conadv_tf import config
-    from conadv_tf import runs
+    from conadv_tf import config, runs
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)

@@ -3,9 +3,7 @@
 The dictionaries here are the only places where names become code.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import difflib
@@ -14,25 +12,22 @@ from typing import Any
 
 import tensorflow as tf
 
-from conadv_tf import attacks
+from conadv_tf import attacks, methods, optimizers
 from conadv_tf import config as config_lib
-from conadv_tf import methods
-from conadv_tf import optimizers
-from conadv_tf.data import digits
-from conadv_tf.data import image_folder
-from conadv_tf.data import npz
-from conadv_tf.data import pipeline
+from conadv_tf.data import (
+  digits,
+  image_folder,
+  npz,
+  pipeline,
+  synthetic,
+  tfds_source,
+)
 from conadv_tf.data import source as sources
-from conadv_tf.data import synthetic
-from conadv_tf.data import tfds_source
 from conadv_tf.distribute import strategies
-from conadv_tf.evaluation import clean
-from conadv_tf.evaluation import robust
+from conadv_tf.evaluation import clean, robust
 from conadv_tf.layers import routing
 from conadv_tf.methods import method as method_lib
-from conadv_tf.models import applications
-from conadv_tf.models import resnet_cifar
-from conadv_tf.models import user
+from conadv_tf.models import applications, resnet_cifar, user
 from conadv_tf.objectives import per_example
 from conadv_tf.training import trainer as trainers
 
@@ -108,9 +103,12 @@ def _known(kind: str, table: dict[str, Any], name: str) -> Any:
 def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
   if ":" in name:
     return user.builder(name)
+  if name in MODELS:
+    return MODELS[name]
   if name in applications.names():
     return applications.builder(name)
-  return _known("model.name", MODELS, name)
+  everything = dict.fromkeys([*MODELS, *applications.names()])
+  return _known("model.name", everything, name)
 
 
 def check_names(config: config_lib.ExperimentConfig) -> None:

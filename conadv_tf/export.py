@@ -1,7 +1,6 @@
-"""Exports a run: `python -m conadv_tf.export --model_dir=DIR --output_dir=DIR`."""
+"""Exports a run: `conadv-export --model_dir=DIR --output_dir=DIR`."""
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -19,8 +18,7 @@ def main(argv: list[str]) -> None:
   # Imported late: --help must not wait for TensorFlow.
   from conadv_tf import command_line
   with command_line.one_line_errors():
-    from conadv_tf import config
-    from conadv_tf import runs
+    from conadv_tf import config, runs
     for name, value in (("model_dir", _MODEL_DIR.value),
                         ("output_dir", _OUTPUT_DIR.value)):
       if not value:

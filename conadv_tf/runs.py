@@ -3,20 +3,26 @@
 import logging
 from typing import Any
 
+import tensorflow as tf
+
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf import methods
 from conadv_tf.evaluation import serving
 from conadv_tf.layers import routing
-from conadv_tf.training import callbacks
-from conadv_tf.training import checkpoint
-from conadv_tf.training import perturbation
-from conadv_tf.training import run_directory
+from conadv_tf.training import (
+  callbacks,
+  checkpoint,
+  perturbation,
+  run_directory,
+)
 
 _PICTURES = 8
 
 
-def restore(model_dir: str) -> tuple[experiments.Experiment, checkpoint.Checkpoint]:
+def restore(
+    model_dir: str
+) -> tuple[experiments.Experiment, checkpoint.Checkpoint]:
   """Rebuilds a run's experiment with the weights of its newest checkpoint.
 
   Raises:
@@ -94,10 +100,13 @@ def _fit(experiment: experiments.Experiment,
       _pictures(experiment), start_step=step, seconds=seconds, quiet=quiet,
       evaluates=evaluates,
       learning_rate=lambda s: float(experiment.schedule(s)))
+  chain = tf.keras.callbacks.CallbackList(
+      [callback], add_history=True, model=experiment.trainer)
+  # Keras would warn that evaluating and saving take longer than an update.
+  chain._check_timing = False  # pylint: disable=protected-access
   experiment.trainer.fit(
       experiment.train_dataset(step), epochs=1, verbose=0,
-      steps_per_epoch=config.derived.total_steps - step,
-      callbacks=[callback])
+      steps_per_epoch=config.derived.total_steps - step, callbacks=chain)
 
 
 def _pictures(experiment: experiments.Experiment

@@ -1,8 +1,7 @@
-"""Trains a model: `python -m conadv_tf.train --config_file=... --model_dir=...`."""
+"""Trains a model: `conadv-train --config_file=FILE --model_dir=DIR`."""
 
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 _CONFIG_FILE = flags.DEFINE_multi_string(
     "config_file", [], "YAML file with the experiment; may be repeated, later "
@@ -27,8 +26,7 @@ def main(argv: list[str]) -> None:
   with command_line.one_line_errors():
     from conadv_tf import config as config_lib
     config = config_lib.load(_CONFIG_FILE.value, _PARAMS_OVERRIDE.value)
-    from conadv_tf import experiment
-    from conadv_tf import runs
+    from conadv_tf import experiment, runs
     if _MODE.value == "describe":
       print(experiment.build(config).describe())
       return

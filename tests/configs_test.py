@@ -5,9 +5,7 @@ import pathlib
 
 import pytest
 
-from conadv_tf import config
-from conadv_tf import experiment
-from conadv_tf import runs
+from conadv_tf import config, experiment, runs
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _PATHS = sorted(

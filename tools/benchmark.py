@@ -11,8 +11,7 @@ import os
 import platform
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _MODEL = flags.DEFINE_string("model", "resnet20", "A model for 32x32 images.")
@@ -69,6 +68,7 @@ def handwritten_vanilla(data: object, model: object) -> Step:
 def handwritten_conadv(data: object, model: object) -> Step:
   """Lag-1 ConAdv without a trainer: attack, training pass and update."""
   import tensorflow as tf
+
   from conadv_tf.layers import network as networks
   from conadv_tf.layers import routing
   network = networks.convert(model)
@@ -173,6 +173,7 @@ def main(argv: list[str]) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   import numpy as np
   import tensorflow as tf
+
   import conadv_tf as ca
   from conadv_tf import experiment
   rng = np.random.default_rng(0)

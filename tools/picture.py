@@ -4,8 +4,7 @@ Left: training images, their perturbation (amplified) and the adversarial
 images under the run's final weights. Right: accuracy over the epochs.
 """
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.",
                                  required=True)
@@ -22,9 +21,9 @@ def main(argv: list[str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     import numpy as np
+
     from conadv_tf import runs
-    from conadv_tf.training import perturbation
-    from conadv_tf.training import run_directory
+    from conadv_tf.training import perturbation, run_directory
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     images, labels, _ = next(iter(experiment.evaluation_dataset("train")))
     clean = images[:_IMAGES].numpy().astype(np.float32)

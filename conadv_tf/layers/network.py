@@ -6,9 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from conadv_tf import randomness
-from conadv_tf.layers import routed_dropout
-from conadv_tf.layers import routing
-from conadv_tf.layers import split_batch_norm
+from conadv_tf.layers import routed_dropout, routing, split_batch_norm
 
 _ASSIGNMENTS = frozenset({
     "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})

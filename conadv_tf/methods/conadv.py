@@ -4,8 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from conadv_tf.methods import adversarial
-from conadv_tf.methods import method
+from conadv_tf.methods import adversarial, method
 
 CONCURRENT = "concurrent"
 SEQUENTIAL = "sequential"

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from conadv_tf.methods import adversarial
-from conadv_tf.methods import method
+from conadv_tf.methods import adversarial, method
 
 
 class DisAdv(adversarial.AdversarialMethod):

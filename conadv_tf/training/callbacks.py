@@ -13,9 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf import config as config_lib
-from conadv_tf.training import checkpoint
-from conadv_tf.training import run_directory
-from conadv_tf.training import summaries
+from conadv_tf.training import checkpoint, run_directory, summaries
 
 # Called with () and returns validation figures, keys without a prefix.
 Evaluate = Callable[[], dict[str, float]]

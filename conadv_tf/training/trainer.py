@@ -10,11 +10,7 @@ from conadv_tf.layers import network as networks
 from conadv_tf.methods import method as methods
 from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
-from conadv_tf.training import feeding
-from conadv_tf.training import lagged
-from conadv_tf.training import loop
-from conadv_tf.training import reduction
-from conadv_tf.training import split_model
+from conadv_tf.training import feeding, lagged, loop, reduction, split_model
 
 
 class Trainer(split_model.SplitModel):

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf.distribute import held_state
-from conadv_tf.distribute import strategies
+from conadv_tf.distribute import held_state, strategies
 
 
 def test_strategies_are_one_object_per_device_set(

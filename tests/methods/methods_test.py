@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import methods
-from conadv_tf import randomness
+from conadv_tf import methods, randomness
 from conadv_tf.attacks import gradient
 from conadv_tf.layers import routing
 from conadv_tf.methods import method as methods_base

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import attacks
-from conadv_tf import methods
+from conadv_tf import attacks, methods
 from conadv_tf.methods import method as method_lib
 from conadv_tf.training import trainer as trainers
 
