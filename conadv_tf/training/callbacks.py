@@ -30,9 +30,9 @@ class Progress:
     self._quiet = quiet
     if not quiet and sys.stdout.isatty():
       self._bar = tf.keras.utils.Progbar(
-          total, unit_name="update",
+          total - start, unit_name="update",
           stateful_metrics=["loss", "accuracy", "adversarial_accuracy"])
-      self._bar._seen_so_far = start  # pylint: disable=protected-access
+    self._start = start  # the bar counts what is left, or its clock errs
     self._shown = 0.0
 
   def update(self, step: int, logs: dict[str, Any]) -> None:
@@ -43,7 +43,8 @@ class Progress:
     self._shown = now
     names = ("loss", "accuracy", "adversarial_accuracy")
     values = [(n, float(logs[n])) for n in names if n in logs]
-    self._bar.update(step, values, finalize=step >= self._total)
+    self._bar.update(step - self._start, values,
+                     finalize=step >= self._total)
 
   def line(self, text: str) -> None:
     """Prints a line, above the bar where there is one."""
