@@ -20,7 +20,7 @@ _TWO_UPDATES = (
     'evaluation.every_epochs=1,evaluation.batch_size=4,'
     'evaluation.train_examples=0,checkpoint.every_epochs=1')
 # The smallest images that the network takes; 8 where it is not listed.
-_IMAGE_SIZE = {'EfficientNetB0': 32}
+_IMAGE_SIZE = {'ResNet50': 32}
 
 
 def _load(path: str) -> config.ExperimentConfig:

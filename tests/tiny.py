@@ -7,7 +7,7 @@ from conadv_tf import config
 layers = tf.keras.layers
 
 # 6 updates of 8 examples, 3 an epoch.
-_SETTINGS = (
+SETTINGS = (
     'data.name=synthetic,data.image_size=4,data.num_classes=3,'
     'data.num_examples=24,data.global_batch_size=8,'
     'schedule.epochs=2,schedule.peak_lr=1,schedule.warmup_epochs=0.5,'
@@ -27,4 +27,4 @@ def model(input_shape: tuple[int, int, int], num_classes: int
 
 def load(*overrides: str) -> config.ExperimentConfig:
   """The settings above, overridden."""
-  return config.load([], [_SETTINGS, *overrides])
+  return config.load([], [SETTINGS, *overrides])

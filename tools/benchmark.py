@@ -170,7 +170,13 @@ def summarise(times: dict[str, list[float]],
 def main(argv: list[str]) -> None:
   """Builds the rows, measures, prints a table and writes JSON."""
   del argv
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  from conadv_tf import command_line
+  with command_line.one_line_errors():
+    run()
+
+
+def run() -> None:
+  """The measurement; TensorFlow is imported from here on."""
   import numpy as np
   import tensorflow as tf
 

@@ -36,16 +36,26 @@ def clone(model: tf.keras.Model) -> tf.keras.Model:
       copy = type(model).from_config(model.get_config())
     if not copy.built:
       copy(_example_inputs(model, rows=1), training=False)
+    _copy_flags(model, copy)
     copy.set_weights([read(v) for v in model.weights])
   except (NotImplementedError, TypeError, ValueError) as error:
     raise ValueError(
         f"model {model.name!r} ({type(model).__name__}) cannot be cloned: "
         f"{error}; implement get_config so that from_config(get_config()) "
         "builds it again") from error
-  # Configs of containers lose trainable=False that was set on them later.
-  for source, target in zip(model._flatten_layers(), copy._flatten_layers()):  # pylint: disable=protected-access
-    target._trainable = source._trainable  # pylint: disable=protected-access
   return copy
+
+
+def _copy_flags(model: tf.keras.Model, copy: tf.keras.Model) -> None:
+  """Copies what configs lose, before weights: their order depends on it."""
+  for source, target in zip(
+      model._flatten_layers(), copy._flatten_layers()):  # pylint: disable=protected-access
+    # Set on a layer or container after it was built.
+    target._trainable = source._trainable  # pylint: disable=protected-access
+    if isinstance(source, split_batch_norm.BATCH_NORMS):
+      # Not in the config of BatchNormalization(synchronized=True).
+      target.synchronized = source.synchronized
+      target.fused = source.fused
 
 
 def read(variable: tf.Variable) -> np.ndarray:
@@ -54,8 +64,7 @@ def read(variable: tf.Variable) -> np.ndarray:
   Reading a per-replica moving statistic the ordinary way averages it, which
   rounds even where all replicas hold the same value.
   """
-  local = tf.distribute.get_strategy().experimental_local_results(variable)
-  return local[0].numpy()
+  return getattr(variable, "values", (variable,))[0].numpy()
 
 
 def _example_inputs(model: tf.keras.Model, rows: int) -> tf.Tensor:
@@ -99,6 +108,8 @@ class Network(tf.Module):
     """
     super().__init__(name="network")
     self.branches = branches
+    for layer in model._flatten_layers():  # pylint: disable=protected-access
+      split_batch_norm.check_supported(layer)
     self.model = clone(model)
     self.layers: list[tf.keras.layers.Layer] = []
     self.layer_variables: list[
@@ -111,7 +122,6 @@ class Network(tf.Module):
   def _convert(self) -> None:
     for position, layer in enumerate(
         self.model._flatten_layers(include_self=False)):  # pylint: disable=protected-access
-      split_batch_norm.check_supported(layer)
       if not isinstance(layer, split_batch_norm.BATCH_NORMS):
         routed_dropout.route(layer, position)
         continue
@@ -135,6 +145,10 @@ class Network(tf.Module):
     that assigns a variable, and stateful random ops.
     """
     example = _example_inputs(self.model, rows=2)
+    if not example.dtype.is_floating:
+      raise ValueError(
+          f"model {self.model.name!r} takes {example.dtype.name} images, so no "
+          "gradient reaches them; give it a float input")
     called: set[int] = set()
 
     def trace(images: tf.Tensor) -> tf.Tensor:

@@ -178,13 +178,24 @@ def make_adversary(ctx: Context, batch: Batch, rows: int) -> tf.Tensor:
 
 def random_other_class(label: tf.Tensor, key: randomness.Key,
                        ctx: Context) -> tf.Tensor:
-  """Replaces labels by random other ones, in the same form (shape, dtype)."""
+  """Moves every label to a random other class.
+
+  Args:
+    label: classes [b] or [b, 1], or probabilities [b, classes].
+    key: int32 [2].
+    ctx: for the number of classes.
+
+  Returns:
+    Shape and dtype of `label`.
+  """
   classes = ctx.network.output_shape[-1]
-  if label.dtype.is_floating:
-    offset = 1 + randomness.integer(key, [], classes - 1)
-    return tf.roll(label, offset, axis=-1)
-  offset = 1 + randomness.integer(key, tf.shape(label), classes - 1)
-  return (label + tf.cast(offset, label.dtype)) % classes
+  rows = label.shape[0]
+  offset = 1 + randomness.integer(key, [rows, 1], classes - 1)
+  if label.shape.rank == 2 and label.shape[1] == classes:
+    source = (tf.range(classes)[None] - offset) % classes
+    return tf.gather(label, source, axis=1, batch_dims=1)
+  moved = (tf.reshape(tf.cast(label, tf.int32), [rows, 1]) + offset) % classes
+  return tf.cast(tf.reshape(moved, tf.shape(label)), label.dtype)
 
 
 def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
@@ -219,15 +230,16 @@ def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
   with tf.name_scope("update"), tf.GradientTape() as tape:
     outputs, statistics = network.logits(
         images, segments, routing.Mode.TRAIN, key)
-    clean_outputs = outputs[:rows]
+    clean_outputs = per_example.take_rows(outputs, 0, rows)
     clean_loss = per_example.weighted_mean(
         ctx.loss(batch.label, clean_outputs), batch.weight)
     loss = clean_loss
     if adversarial_image is not None:
       count = adversarial_image.shape[0]
       label, weight = batch.label[:count], batch.weight[:count]
+      adversarial_outputs = per_example.take_rows(outputs, rows, rows + count)
       adversarial_loss = per_example.weighted_mean(
-          ctx.loss(label, outputs[rows:]), weight)
+          ctx.loss(label, adversarial_outputs), weight)
       loss = ((1.0 - adversarial_weight) * clean_loss
               + adversarial_weight * adversarial_loss)
       terms["adversarial_loss"] = adversarial_loss
@@ -238,9 +250,9 @@ def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
   terms.update(loss=loss, clean_loss=clean_loss)
   if adversarial_image is not None:
     terms.update(_perturbation_terms(ctx, clean, adversarial_image))
-    if per_example.is_classification(label, outputs):
+    if per_example.is_classification(label, adversarial_outputs):
       terms["adversarial_accuracy"] = per_example.weighted_mean(
-          per_example.is_correct(label, outputs[rows:]), weight)
+          per_example.is_correct(label, adversarial_outputs), weight)
   return StepResult(gradients, statistics, (), terms, clean_outputs, batch)
 
 

@@ -29,12 +29,28 @@ def per_example_loss(loss: str | tf.keras.losses.Loss | Callable
   function = loss.call if isinstance(loss, tf.keras.losses.Loss) else loss
 
   def call(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+    if labels.shape.rank == 1 and outputs.shape.rank == 2:
+      labels = labels[:, None]  # as `compile` does, or [b] meets [b, 1]
     values = tf.cast(function(labels, outputs), tf.float32)
     if values.shape.rank and values.shape.rank > 1:
       values = tf.reduce_mean(values, axis=list(range(1, values.shape.rank)))
     return values
 
   return call
+
+
+def take_rows(outputs: tf.Tensor, start: int, stop: int) -> tf.Tensor:
+  """Rows start..stop-1 of a model's outputs [b, classes].
+
+  Keras leaves the logits of a softmax head on its output and computes the
+  cross entropy from them; a plain slice would lose them, and with them the
+  gradient of saturated mistakes.
+  """
+  rows = outputs[start:stop]
+  logits = getattr(outputs, "_keras_logits", None)
+  if logits is not None:
+    rows._keras_logits = logits[start:stop]  # pylint: disable=protected-access
+  return rows
 
 
 def weighted_mean(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:

@@ -106,9 +106,13 @@ class RunCallback(tf.keras.callbacks.Callback):
 
   def _crossed(self, every: float, step: int, count: int,
                offset: float = 0.0) -> bool:
-    """Whether one of the last `count` updates completed offset + n * every."""
+    """Whether one of the last `count` updates completed offset + n * every.
+
+    Only n >= 0 counts: nothing happens before the offset.
+    """
     def done(s: int) -> int:
-      return math.floor((self._epoch(s) - offset) / every + 1e-9)
+      return max(
+          -1, math.floor((self._epoch(s) - offset) / every + 1e-9))
     return done(step) > done(step - count)
 
   # ---- Keras's hooks.

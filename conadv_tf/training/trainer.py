@@ -176,7 +176,8 @@ class Trainer(split_model.SplitModel):
     """Clean loss and compiled metrics, weighted by `sample_weight`."""
     x, y, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
     outputs = self(x, training=False)
-    values = self._per_example_loss(y, outputs)
+    values = (self._per_example_loss(y, outputs)
+              + self.network.regularisation())
     self._means["loss"].update_state(values, weight)
     self.compiled_metrics.update_state(y, outputs, weight)
     shown = [self._means["loss"]] + self.compiled_metrics.metrics
@@ -284,8 +285,11 @@ class Trainer(split_model.SplitModel):
     rows = self._element_spec[0].shape[0]
     variables = self.network.trainable_variables
     with tf.name_scope("apply"):
+      norm = tf.linalg.global_norm(gradients)
+      # A float16 update that is skipped for overflow has no norm.
+      finite = tf.math.is_finite(norm)
       self._means["gradient_norm"].update_state(
-          tf.linalg.global_norm(gradients))
+          tf.where(finite, norm, 0.0), tf.cast(finite, tf.float32))
       if "trust_ratio" in self._means:
         ratios = self.optimizer.trust_ratios(gradients, variables)
         self._means["trust_ratio"].update_state(tf.reduce_mean(ratios))
@@ -312,6 +316,10 @@ class Trainer(split_model.SplitModel):
     self._packing = reduction.Packing(
         shapes, self.network.statistics_size(segments), self.deterministic)
     with strategy.scope():
+      if not self.compiled_metrics.built:  # else the first trace makes them
+        self.compiled_metrics.build(
+            tf.zeros([rows, *self.network.output_shape[1:]]),
+            tf.zeros(spec[1].shape, spec[1].dtype))
       for name in self._term_names(spec[1]):
         self._means.setdefault(name, tf.keras.metrics.Mean(name))
       if self.micro_batches > 1:

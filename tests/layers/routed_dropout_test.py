@@ -115,12 +115,6 @@ def test_rate_0_and_training_false_draw_nothing() -> None:
   np.testing.assert_array_equal(_train(net, x, _key(0)), x)
 
 
-def test_rate_1_drops_everything_as_in_keras() -> None:
-  x = np.ones((4, 50, 40), np.float32)
-  assert not layers.Dropout(1.0)(x, training=True).numpy().any()
-  assert not _train(_network(layers.Dropout(1.0)), x, _key(0)).any()
-
-
 def test_gradients_pass_where_units_are_kept() -> None:
   net = _network(layers.Dropout(.5))
   x = tf.ones([4, 50, 40])

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -69,7 +71,7 @@ def test_gradients_reach_each_branch_from_its_rows_alone() -> None:
 
 
 @pytest.mark.parametrize('name', ['fused', 'unfused'])
-def test_statistics_move_as_in_keras_bit_for_bit(name: str) -> None:
+def test_statistics_move_as_in_keras(name: str) -> None:
   model = small_models.randomise(_only(
       small_models.BatchNorm(momentum=0.93, name=name),
       (6, 5, 3) if name == 'fused' else (5,)))
@@ -85,7 +87,10 @@ def test_statistics_move_as_in_keras_bit_for_bit(name: str) -> None:
     for branch in net.branches:
       for actual, own in zip(net.layer_variables[0][branch].moving(),
                              model.non_trainable_weights, strict=True):
-        np.testing.assert_array_equal(actual, own)
+        # Keras's fused kernel averages (1 - f) * old + f * new by itself.
+        np.testing.assert_allclose(
+            actual, own, rtol=3e-7 if name == 'fused' else 0, atol=1e-7 * (
+                name == 'fused'))
 
 
 def test_a_shared_norm_reports_the_mean_of_its_calls() -> None:
@@ -188,10 +193,15 @@ def test_an_unknown_branch_is_an_error_that_names_the_layer() -> None:
     net.logits(tf.zeros([2, 4]), (('augmented', 2),), _PROBE)
 
 
-def test_the_local_attack_of_a_synchronised_norm_talks_to_nobody(
+@pytest.mark.parametrize('make', [
+    small_models.SyncBatchNorm,
+    lambda: small_models.BatchNorm(synchronized=True)],
+    ids=['SyncBatchNormalization', 'synchronized=True'])
+def test_a_synchronised_norm_talks_in_training_and_not_in_attacks(
+    make: Callable[[], tf.keras.layers.Layer],
     mirrored: tf.distribute.Strategy) -> None:
   with mirrored.scope():
-    net = networks.convert(_only(small_models.SyncBatchNorm(), (3,)))
+    net = networks.convert(_only(make(), (3,)))
   x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
   def replica() -> tuple[tf.Tensor, tf.Tensor]:

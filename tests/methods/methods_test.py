@@ -41,7 +41,9 @@ def test_concurrent_and_sequential_execution_agree(lag: int) -> None:
 
 @pytest.mark.parametrize('attack', [
     gradient.Pgd(radius=16, mode='moving'),
-    gradient.Pgd(radius=16, branch='clean', target='random', steps=2)])
+    pytest.param(
+        gradient.Pgd(radius=16, branch='clean', target='random', steps=2),
+        marks=pytest.mark.slow)])
 def test_executions_agree_on_two_replicas_for_other_attacks(
     attack: gradient.Pgd, mirrored: tf.distribute.Strategy) -> None:
   a, b = (running.train(ConAdv(lag=2, execution=execution), attack=attack,
@@ -159,6 +161,18 @@ def test_a_targeted_attack_falls_towards_its_target() -> None:
   assert after < before - 0.1
 
 
+def test_a_float16_network_is_attacked_everywhere() -> None:
+  tf.keras.mixed_precision.set_global_policy('mixed_float16')
+  ctx = _context(attack=gradient.Pgd(radius=16, random_start=0.0),
+                 model=lambda: running.small_network(0))
+  batch = methods_base.Batch(
+      tf.constant(running.IMAGES[:32]), tf.constant(running.LABELS[:32]),
+      tf.ones([32]))
+  moved = methods_base.make_adversary(ctx, batch, 32) != batch.image
+  # Stride 2 without padding: the last row and column are not looked at.
+  assert moved.numpy()[:, :7, :7].mean() > 0.98
+
+
 @pytest.mark.parametrize('name, rows, expected', [
     ('concurrent', 1, (1, 1, 0)), ('concurrent', 3, (3, 1, 2)),
     ('sequential', 3, (3, 0, 3)), ('concurrent', 0, (0, 0, 0))])
@@ -192,8 +206,7 @@ def test_bad_options_are_named(options: dict[str, Any]) -> None:
 def test_the_attack_contains_no_collective(
     mirrored: tf.distribute.Strategy) -> None:
   trainer = running.train(ConAdv(), strategy=mirrored, updates=1)
-  del trainer.train_function
-  graph = trainer._one.get_concrete_function(
+  graph = trainer._loop.one.get_concrete_function(
       iter(mirrored.experimental_distribute_dataset(running.dataset(32)))).graph
   names = [op.name for op in graph.get_operations()
            if 'AllReduce' in op.type or 'Collective' in op.type

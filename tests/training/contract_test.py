@@ -1,15 +1,22 @@
 """What holds for every method, whatever it computes."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from conadv_tf import methods
 from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
 _ALL = pytest.mark.parametrize('name', sorted(running.METHODS))
+# `make test-all` does not leave any out.
+_SLOW = ('disadv', 'conadv sequential', 'conadv lag 3')
+_MOST = pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
+    for name in sorted(running.METHODS)])
 
 
 @functools.cache
@@ -44,7 +51,7 @@ def test_arrangements_agree_closely_without_deterministic(
       running.values(trainer), _values(name, 4, False), rtol=0, atol=1e-5)
 
 
-@_ALL
+@_MOST
 @pytest.mark.parametrize('steps', [3, 4])
 def test_steps_per_execution_changes_nothing(name: str, steps: int) -> None:
   # 4 updates: 3 and a partial last one, or one whole execution.
@@ -55,7 +62,7 @@ def test_steps_per_execution_changes_nothing(name: str, steps: int) -> None:
   assert int(trainer.optimizer.iterations) == 4
 
 
-@_ALL
+@_MOST
 def test_a_method_is_traced_once(
     name: str, mirrored: tf.distribute.Strategy) -> None:
   for strategy, expected in ((None, 1), (mirrored, 2)):
@@ -75,7 +82,7 @@ def test_a_method_is_traced_once(
     assert calls == [False] * expected, 'a second fit traced again'
 
 
-@_ALL
+@_MOST
 def test_jit_compiled_training_agrees(name: str) -> None:
   trainer = running.train(
       running.METHODS[name](), updates=3, jit_compile=True,
@@ -93,7 +100,7 @@ def test_running_eagerly_changes_nothing(name: str) -> None:
   assert running.distance(trainer, compiled) < 1e-6
 
 
-@_ALL
+@_MOST
 @pytest.mark.parametrize('micro_batches', [1, 2])
 def test_statistics_take_one_step_an_update(
     name: str, micro_batches: int) -> None:
@@ -142,7 +149,7 @@ def _padded(rows: int) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices((images, labels, weights)).repeat()
 
 
-@_ALL
+@_MOST
 def test_rows_of_weight_0_do_not_count(name: str) -> None:
   # Without batch normalisation, which sees all rows, and without a random
   # start, whose bits depend on the number of rows.
@@ -185,3 +192,67 @@ def test_global_batches_must_divide(mirrored: tf.distribute.Strategy) -> None:
   assert isinstance(trainer, trainers.Trainer)
   with pytest.raises(ValueError, match='15 examples.*2 replicas'):
     trainer.fit(running.dataset(15), steps_per_epoch=1, verbose=0)
+
+
+# ---- Resume.
+
+
+class _Snapshot(tf.keras.callbacks.Callback):
+  """Asks for a snapshot before the last execution, as a checkpoint does."""
+
+  def __init__(self, last: int):
+    super().__init__()
+    self._last = last
+
+  def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    if batch == self._last:
+      self.model.snapshot_next = True
+
+
+def _state(trainer: trainers.Trainer) -> list[tf.Variable]:
+  """Everything that a checkpoint holds."""
+  variables = list(trainer.network.variables)
+  for copy in trainer.lagged.sets if trainer.lagged else ():
+    variables += copy
+  return variables + trainer.optimizer.variables + [trainer.step_counter]
+
+
+@functools.cache
+def _straight(lag: int, execution: str) -> np.ndarray:
+  return running.values(running.train(
+      methods.ConAdv(lag=lag, execution=execution), updates=6))
+
+
+@pytest.mark.parametrize('lag, execution, steps_per_execution', [
+    (1, 'concurrent', 1), (1, 'concurrent', 3), (2, 'concurrent', 1),
+    (3, 'concurrent', 1), (1, 'sequential', 1), (2, 'sequential', 1),
+    pytest.param(2, 'concurrent', 3, marks=pytest.mark.slow),
+    pytest.param(3, 'concurrent', 3, marks=pytest.mark.slow),
+    pytest.param(3, 'sequential', 1, marks=pytest.mark.slow)])
+def test_resuming_at_3_equals_straight_to_6(
+    lag: int, execution: str, steps_per_execution: int) -> None:
+  make = lambda: running.make(
+      methods.ConAdv(lag=lag, execution=execution),
+      steps_per_execution=steps_per_execution)
+  first = make()
+  first.fit(running.dataset(32), steps_per_epoch=3, verbose=0,
+            callbacks=[_Snapshot(3 - steps_per_execution)])
+  second = make()
+  for target, source in zip(_state(second), _state(first), strict=True):
+    target.assign(source)
+  if execution == 'concurrent':
+    assert first.snapshot
+    second.restore_snapshot(first.snapshot)
+  second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
+  np.testing.assert_array_equal(
+      running.values(second), _straight(lag, execution))
+
+
+def test_resume_without_the_snapshot_would_differ() -> None:
+  first = running.train(methods.ConAdv(), updates=3)
+  second = running.make(methods.ConAdv())
+  for target, source in zip(_state(second), _state(first), strict=True):
+    target.assign(source)
+  second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
+  assert np.abs(
+      running.values(second) - _straight(1, 'concurrent')).max() > 1e-5

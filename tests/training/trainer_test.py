@@ -1,4 +1,3 @@
-import functools
 import pathlib
 from typing import Any
 
@@ -272,68 +271,3 @@ def test_jit_compile_on_several_cpu_replicas_is_refused(
     mirrored: tf.distribute.Strategy) -> None:
   with pytest.raises(ValueError, match='jit_compile'):
     running.make(methods.Vanilla(), strategy=mirrored, jit_compile=True)
-
-
-# ---- Resume.
-
-
-class _Snapshot(keras.callbacks.Callback):
-  """Asks for a snapshot before the last execution, as a checkpoint does."""
-
-  def __init__(self, last: int):
-    super().__init__()
-    self._last = last
-
-  def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-    if batch == self._last:
-      self.model.snapshot_next = True
-
-
-def _state(trainer: trainers.Trainer) -> list[tf.Variable]:
-  """Everything that a checkpoint holds."""
-  variables = list(trainer.network.variables)
-  if trainer.lagged_network:
-    variables += trainer.lagged_network.variables
-  for younger in trainer._younger:
-    variables += younger
-  return variables + trainer.optimizer.variables + [trainer.step_counter]
-
-
-@functools.cache
-def _straight(lag: int, execution: str) -> np.ndarray:
-  return running.values(running.train(
-      methods.ConAdv(lag=lag, execution=execution), updates=6))
-
-
-@pytest.mark.parametrize('steps_per_execution', [1, 3])
-@pytest.mark.parametrize('execution', ['concurrent', 'sequential'])
-@pytest.mark.parametrize('lag', [1, 2, 3])
-def test_resuming_at_3_equals_straight_to_6(
-    lag: int, execution: str, steps_per_execution: int) -> None:
-  if steps_per_execution == 3 and execution == 'sequential':
-    pytest.skip('holds nothing: nothing to snapshot')
-  make = lambda: running.make(
-      methods.ConAdv(lag=lag, execution=execution),
-      steps_per_execution=steps_per_execution)
-  first = make()
-  first.fit(running.dataset(32), steps_per_epoch=3, verbose=0,
-            callbacks=[_Snapshot(3 - steps_per_execution)])
-  second = make()
-  for target, source in zip(_state(second), _state(first), strict=True):
-    target.assign(source)
-  if execution == 'concurrent':
-    assert first.snapshot
-    second.restore_snapshot(first.snapshot)
-  second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
-  np.testing.assert_array_equal(
-      running.values(second), _straight(lag, execution))
-
-
-def test_resume_without_the_snapshot_would_differ() -> None:
-  first = running.train(methods.ConAdv(), updates=3)
-  second = running.make(methods.ConAdv())
-  for target, source in zip(_state(second), _state(first), strict=True):
-    target.assign(source)
-  second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
-  assert np.abs(
-      running.values(second) - _straight(1, 'concurrent')).max() > 1e-5

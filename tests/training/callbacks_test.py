@@ -1,0 +1,168 @@
+"""When a run records, evaluates and saves; no training happens here."""
+
+import pathlib
+import time
+from typing import Any
+
+import pytest
+
+from conadv_tf import config
+from conadv_tf.training import callbacks, checkpoint, run_directory
+from tests import tiny
+
+
+class _Model:
+  """What the callback needs of a trainer."""
+
+  pixel_range = (0.0, 255.0)
+  snapshot_next = False
+
+  def __init__(self) -> None:
+    self.resets = 0
+
+  def reset_metrics(self) -> None:
+    self.resets += 1
+
+
+class _Clock:
+  """Stands still unless told."""
+
+  now = 0.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+  """Nothing to capture, and 10 seconds for that."""
+  clock = _Clock()
+
+  def capture(model: Any) -> dict[str, Any]:
+    del model
+    clock.now += 10.0
+    return {}
+
+  monkeypatch.setattr(checkpoint, 'capture', capture)
+  monkeypatch.setattr(time, 'monotonic', lambda: clock.now)
+  return clock
+
+
+def _drive(path: pathlib.Path, clock: _Clock, overrides: str,
+           num_examples: int = 24, start_step: int = 0,
+           **options: Any) -> dict[str, Any]:
+  """Goes through all executions as Keras would; returns what happened at.
+
+  The first takes 20 seconds, the others 2, an evaluation 100.
+  """
+  def evaluate() -> dict[str, float]:
+    clock.now += 100.0
+    return {'loss': 1.0, 'accuracy': 0.5}
+
+  resolved = config.resolve(tiny.load(overrides), num_examples)
+  directory = run_directory.RunDirectory(str(path), keep=99)
+  directory.open(resolved)
+  model, snapshots = _Model(), []
+  callback = callbacks.RunCallback(
+      resolved, directory, evaluate, None,
+      start_step=start_step, quiet=True, **options)
+  callback.set_model(model)
+  callback.on_train_begin()
+  step = start_step
+  while step < resolved.derived.total_steps:
+    callback.on_train_batch_begin(step)
+    step = min(step + resolved.runtime.steps_per_execution,
+               resolved.derived.total_steps)
+    clock.now += 2.0 if step > start_step + 1 else 20.0
+    if model.snapshot_next:
+      snapshots.append(step)
+    callback.on_train_batch_end(step - 1, {'loss': 2.0})
+  callback.on_train_end()
+  saved = directory.checkpoints.steps()
+  assert snapshots == saved  # each was announced before its execution
+  return {'saved': saved, 'resets': model.resets,
+          'evaluated': [r['step'] for r in directory.metrics()],
+          'records': directory.metrics()}
+
+
+@pytest.mark.parametrize('overrides, saved, evaluated', [
+    # 3 updates an epoch, 4 epochs.
+    ('seed=0', [3, 6, 9, 12], [3, 6, 9, 12]),
+    ('checkpoint.every_epochs=2,evaluation.every_epochs=3', [6, 12], [9, 12]),
+    ('checkpoint.every_epochs=0.5', [2, 3, 5, 6, 8, 9, 11, 12], [3, 6, 9, 12]),
+    ('checkpoint.every_epochs=0.01', list(range(1, 13)), [3, 6, 9, 12]),
+    ('checkpoint.every_epochs=100,evaluation.every_epochs=100', [12], [12]),
+    ('evaluation.every_epochs=2,evaluation.offset_epochs=1', [3, 6, 9, 12],
+     [3, 9, 12]),
+    # Nothing before the offset.
+    ('evaluation.offset_epochs=3', [3, 6, 9, 12], [9, 12]),
+    # An execution that passes a boundary counts as reaching it.
+    ('runtime.steps_per_execution=5', [5, 10, 12], [5, 10, 12]),
+    ('runtime.steps_per_execution=2,evaluation.every_epochs=2',
+     [4, 6, 10, 12], [6, 12]),
+])
+def test_positions(tmp_path: pathlib.Path, overrides: str, saved: list[int],
+                   evaluated: list[int], clock: _Clock) -> None:
+  happened = _drive(tmp_path, clock, f'schedule.epochs=4,{overrides}')
+  assert happened['saved'] == saved
+  assert happened['evaluated'] == evaluated
+
+
+def test_epochs_of_a_broken_number_of_updates(
+    tmp_path: pathlib.Path, clock: _Clock) -> None:
+  # 20 / 8 = 2.5 updates an epoch: epochs end within updates 3, 5, 8, 10.
+  happened = _drive(tmp_path, clock, 'schedule.epochs=4', num_examples=20)
+  assert happened['saved'] == happened['evaluated'] == [3, 5, 8, 10]
+  assert happened['resets'] == 4
+  assert [r['epoch'] for r in happened['records']] == [1.2, 2.0, 3.2, 4.0]
+
+
+def test_a_resumed_run_keeps_its_positions(
+    tmp_path: pathlib.Path, clock: _Clock) -> None:
+  happened = _drive(tmp_path, clock, 'schedule.epochs=4', num_examples=20,
+                    start_step=4)
+  assert happened['saved'] == happened['evaluated'] == [5, 8, 10]
+
+
+def test_mode_train_evaluates_at_the_end_only(
+    tmp_path: pathlib.Path, clock: _Clock) -> None:
+  happened = _drive(tmp_path, clock, 'schedule.epochs=4', evaluates=False)
+  assert happened['evaluated'] == [12]
+  assert happened['saved'] == [3, 6, 9, 12]
+
+
+def test_saving_by_the_clock(tmp_path: pathlib.Path, clock: _Clock) -> None:
+  happened = _drive(
+      tmp_path, clock, 'data.global_batch_size=1,checkpoint.every_epochs=100,'
+      'evaluation.every_epochs=100,checkpoint.every_minutes=1')
+  # 48 updates. After update 21 it is 60 seconds since the start, so that an
+  # update later is followed by a save; 30 updates on it would be due again.
+  assert happened['saved'] == [22, 48]
+
+
+def test_records(tmp_path: pathlib.Path, clock: _Clock) -> None:
+  records = _drive(tmp_path, clock, '', seconds=1000.0)['records']
+  # The first update, which compiles, is left out of the speed: then 2 * 8
+  # examples in 4 seconds. Evaluating and saving are in neither.
+  assert [r['examples_per_second'] for r in records] == [4.0, 4.0]
+  assert [r['seconds'] for r in records] == [1024.0, 1030.0]
+  assert records[-1] == {
+      'step': 6, 'epoch': 2.0, 'train/loss': 2.0, 'validation/loss': 1.0,
+      'validation/accuracy': 0.5, 'examples_per_second': 4.0,
+      'seconds': 1030.0}
+
+
+def test_only_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str]) -> None:
+  progress = callbacks.Progress(total=4, start=0, quiet=False)
+  progress.update(1, {'loss': 1.0})
+  progress.line('epoch 1')
+  callbacks.Progress(total=4, start=0, quiet=True).line('epoch 1')
+  assert capsys.readouterr().out == 'epoch 1\n'
+
+
+def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str],
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+  progress = callbacks.Progress(total=6, start=2, quiet=False)
+  progress.update(6, {'loss': 0.25, 'accuracy': 0.5, 'gradient_norm': 9.0})
+  shown = capsys.readouterr().out
+  assert '4/4 [' in shown and 'loss: 0.2500' in shown
+  assert 'gradient_norm' not in shown
