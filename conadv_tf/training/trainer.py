@@ -10,7 +10,14 @@ from conadv_tf.layers import network as networks
 from conadv_tf.methods import method as methods
 from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
-from conadv_tf.training import feeding, lagged, loop, reduction, split_model
+from conadv_tf.training import (
+    feeding,
+    lagged,
+    loop,
+    means,
+    reduction,
+    split_model,
+)
 
 
 class Trainer(split_model.SplitModel):
@@ -119,7 +126,7 @@ class Trainer(split_model.SplitModel):
             "tf.keras.optimizers.Optimizer; legacy optimizers are not "
             "supported")
       self.optimizer.build(self.network.trainable_variables)
-      self._means = {"loss": tf.keras.metrics.Mean("loss")}
+      self._means = means.Means(self.optimizer)
     replicas = self.distribute_strategy.num_replicas_in_sync
     if self.jit_compile and replicas > 1 and not (
         tf.config.list_physical_devices("GPU")):
@@ -131,8 +138,8 @@ class Trainer(split_model.SplitModel):
     """Loss, compiled metrics, then the method's terms."""
     if not self._is_compiled:
       return []
-    means = list(self._means.values())
-    return means[:1] + self.compiled_metrics.metrics + means[1:]
+    return [self._means.loss, *self.compiled_metrics.metrics,
+            *self._means.others()]
 
   def fit(self, x: Any = None, y: Any = None,
           **kwargs: Any) -> tf.keras.callbacks.History:
@@ -178,9 +185,9 @@ class Trainer(split_model.SplitModel):
     outputs = self(x, training=False)
     values = (self._per_example_loss(y, outputs)
               + self.network.regularisation())
-    self._means["loss"].update_state(values, weight)
+    self._means.loss.update_state(values, weight)
     self.compiled_metrics.update_state(y, outputs, weight)
-    shown = [self._means["loss"]] + self.compiled_metrics.metrics
+    shown = [self._means.loss] + self.compiled_metrics.metrics
     return {m.name: m.result() for m in shown}
 
   # ---- One replica's work.
@@ -241,8 +248,7 @@ class Trainer(split_model.SplitModel):
 
   def _update_metrics(self, result: methods.StepResult) -> None:
     weight = tf.reduce_sum(result.batch.weight)
-    for name, value in result.terms.items():
-      self._means[name].update_state(value, weight)
+    self._means.add_terms(result.terms, weight)
     self.compiled_metrics.update_state(
         result.batch.label, result.outputs, result.batch.weight)
 
@@ -285,14 +291,7 @@ class Trainer(split_model.SplitModel):
     rows = self._element_spec[0].shape[0]
     variables = self.network.trainable_variables
     with tf.name_scope("apply"):
-      norm = tf.linalg.global_norm(gradients)
-      # A float16 update that is skipped for overflow has no norm.
-      finite = tf.math.is_finite(norm)
-      self._means["gradient_norm"].update_state(
-          tf.where(finite, norm, 0.0), tf.cast(finite, tf.float32))
-      if "trust_ratio" in self._means:
-        ratios = self.optimizer.trust_ratios(gradients, variables)
-        self._means["trust_ratio"].update_state(tf.reduce_mean(ratios))
+      self._means.add_update(gradients, variables)
       self.network.update_statistics(statistics, self.method.segments(rows))
       self.optimizer.apply_gradients(zip(gradients, variables),
                                      skip_gradients_aggregation=True)
@@ -320,8 +319,8 @@ class Trainer(split_model.SplitModel):
         self.compiled_metrics.build(
             tf.zeros([rows, *self.network.output_shape[1:]]),
             tf.zeros(spec[1].shape, spec[1].dtype))
-      for name in self._term_names(spec[1]):
-        self._means.setdefault(name, tf.keras.metrics.Mean(name))
+      self._means.create(self.method, spec[1],
+                         tf.TensorSpec(self.network.output_shape))
       if self.micro_batches > 1:
         self._accumulator = tf.Variable(
             tf.zeros([self._packing.size], self._packing.dtype),
@@ -332,16 +331,6 @@ class Trainer(split_model.SplitModel):
         batch = methods.Batch(spec[0], spec[1], tf.TensorSpec([rows]))
         self._held = held_state.HeldState(
             self.method.held_spec(batch), self.micro_batches)
-
-  def _term_names(self, label: tf.TensorSpec) -> list[str]:
-    """Means to show: the method's terms, then those of the update."""
-    names = list(self.method.terms) + ["gradient_norm"]
-    outputs = tf.TensorSpec(self.network.output_shape)
-    if not per_example.is_classification(label, outputs):
-      names = [n for n in names if not n.endswith("accuracy")]
-    if hasattr(self.optimizer, "trust_ratios"):
-      names.append("trust_ratio")
-    return names
 
   def make_train_function(self, force: bool = False) -> Any:
     """The function that Keras's `fit` calls once per execution."""

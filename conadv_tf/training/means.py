@@ -1,0 +1,54 @@
+"""The means that a trainer shows: loss, the method's terms, the update's."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from conadv_tf.methods import method as methods
+from conadv_tf.objectives import per_example
+
+
+class Means:
+  """Keras metrics by name; made before the first trace, under the strategy.
+
+  Attributes:
+    loss: the objective's mean.
+  """
+
+  def __init__(self, optimizer: tf.keras.optimizers.Optimizer):
+    """Creates the loss's mean."""
+    self.loss = tf.keras.metrics.Mean("loss")
+    self._optimizer = optimizer
+    self._by_name = {"loss": self.loss}
+
+  def create(self, method: methods.Method, label: tf.TensorSpec,
+             outputs: tf.TensorSpec) -> None:
+    """Creates the others for a method and the shapes of its data."""
+    names = [*method.terms, "gradient_norm"]
+    if not per_example.is_classification(label, outputs):
+      names = [n for n in names if not n.endswith("accuracy")]
+    if hasattr(self._optimizer, "trust_ratios"):
+      names.append("trust_ratio")
+    for name in names:
+      self._by_name.setdefault(name, tf.keras.metrics.Mean(name))
+
+  def others(self) -> list[tf.keras.metrics.Metric]:
+    """All but the loss."""
+    return [m for m in self._by_name.values() if m is not self.loss]
+
+  def add_terms(self, terms: dict[str, tf.Tensor], weight: tf.Tensor) -> None:
+    """Adds one virtual replica's terms; in replica context."""
+    for name, value in terms.items():
+      self._by_name[name].update_state(value, weight)
+
+  def add_update(self, gradients: Sequence[tf.Tensor],
+                 variables: Sequence[tf.Variable]) -> None:
+    """Adds what describes an update; in replica context."""
+    norm = tf.linalg.global_norm(gradients)
+    # A float16 update that is skipped for overflow has no norm.
+    finite = tf.math.is_finite(norm)
+    self._by_name["gradient_norm"].update_state(
+        tf.where(finite, norm, 0.0), tf.cast(finite, tf.float32))
+    if "trust_ratio" in self._by_name:
+      ratios = self._optimizer.trust_ratios(gradients, variables)
+      self._by_name["trust_ratio"].update_state(tf.reduce_mean(ratios))
