@@ -62,6 +62,7 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
   saved = directory.saved_config()
   directory.check(config)
   run_directory.keep_virtual_replicas(saved, config)
+  config_lib.check_batch(config)  # before the data are loaded
   for key in config_lib.unused_keys(config):
     logging.warning("%s is set but not used by this configuration", key)
   latest = directory.checkpoints.latest() if saved else None
@@ -73,6 +74,8 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     if not quiet:
       print(f"finished already: {directory.file('results.json')}")
     return results
+  if latest is not None:
+    _check_data(config, latest)
   directory.open(config)
   if not quiet:
     print(experiment.describe(), flush=True)
@@ -86,6 +89,16 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     with experiments.naming_unreadable_images(experiment.splits):
       _fit(experiment, directory, step, seconds, evaluates, quiet)
   return _finish(experiment, directory)
+
+
+def _check_data(config: config_lib.ExperimentConfig,
+                latest: checkpoint.Checkpoint) -> None:
+  """Raises InputError if the training set has changed since."""
+  before, now = latest.extra["num_examples"], config.derived.num_examples
+  if before != now:
+    raise config_lib.InputError(
+        f"data: the run was started with {before} training examples and there "
+        f"are {now} now; restore the data, or use another model_dir")
 
 
 def _fit(experiment: experiments.Experiment,

@@ -4,7 +4,7 @@ Built on `official.modeling.hyperparams`, which merges and saves but checks
 neither types nor ranges; that part is here.
 """
 
-from conadv_tf.config.checks import validate
+from conadv_tf.config.checks import check_batch, validate
 from conadv_tf.config.reader import load, save
 from conadv_tf.config.resolution import differences, resolve, unused_keys
 from conadv_tf.config.schema import (

@@ -70,7 +70,11 @@ _RANGES = {
 
 
 def validate(config: ExperimentConfig) -> None:
-  """Raises InputError unless every type, range and combination is legal."""
+  """Raises InputError unless every type, range and combination is legal.
+
+  Whether the batch divides is left to `check_batch`: a resumed run recomputes
+  its micro batches first.
+  """
   tree = as_typed(config.as_dict(), ExperimentConfig, '', 'the configuration')
   leaves = dict(flatten(tree))
   for key, (text, is_legal) in _RANGES.items():
@@ -82,16 +86,21 @@ def validate(config: ExperimentConfig) -> None:
                      ('method.pairing', 'next_batch')):
     if leaves[key] == value:
       raise InputError(f'{key}: {value!r} is not available yet; leave it out')
-  _check_batch(config.data.global_batch_size, config.runtime)
+  _check_replicas(config.runtime)
   _check_schedule(config.schedule)
 
 
-def _check_batch(batch: int, runtime: RuntimeConfig) -> None:
-  replicas, micro_batches = runtime.num_replicas, runtime.micro_batches
-  if runtime.strategy == 'one_device' and replicas != 1:
+def _check_replicas(runtime: RuntimeConfig) -> None:
+  if runtime.strategy == 'one_device' and runtime.num_replicas != 1:
     raise InputError(
         f'runtime.num_replicas: strategy one_device has 1 replica, got '
-        f'{replicas}; set runtime.strategy=mirrored')
+        f'{runtime.num_replicas}; set runtime.strategy=mirrored')
+
+
+def check_batch(config: ExperimentConfig) -> None:
+  """Raises InputError unless the batch divides among virtual replicas."""
+  batch, runtime = config.data.global_batch_size, config.runtime
+  replicas, micro_batches = runtime.num_replicas, runtime.micro_batches
   parts = replicas * micro_batches
   if batch % parts:
     nearest = max(1, (2 * batch + parts) // (2 * parts)) * parts

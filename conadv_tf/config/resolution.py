@@ -27,6 +27,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
     num_examples: the size of the training set.
   """
   checks.validate(config)
+  checks.check_batch(config)
   resolved = ExperimentConfig()
   resolved.override(checks.as_typed(
       config.as_dict(), ExperimentConfig, '', 'the configuration'))

@@ -17,7 +17,7 @@ def load(data: DataConfig) -> source.Splits:
 
   Args:
     data: `path` is the file; image_size must be null or the arrays' own;
-      num_classes null means the largest label of both splits plus 1.
+      num_classes null means the largest training label plus 1.
 
   Returns:
     The two splits; images uint8 [h, w, c].
@@ -33,12 +33,11 @@ def load(data: DataConfig) -> source.Splits:
   images = {
       split: checks.check_images(arrays[f'x_{split}'], name, data.image_size)
       for split, name in where.items()}
-  labels = {
-      split: checks.check_labels(
-          arrays[f'y_{split}'], name, data.num_classes)
-      for split, name in where.items()}
-  num_classes = data.num_classes or 1 + max(
-      int(values.max()) for values in labels.values())
+  labels = {'train': checks.check_labels(
+      arrays['y_train'], where['train'], data.num_classes)}
+  num_classes = data.num_classes or 1 + int(labels['train'].max())
+  labels['test'] = checks.check_labels(
+      arrays['y_test'], where['test'], num_classes)
   train, test = (
       source.ArraySource(
           images[split], labels[split], num_classes=num_classes, where=name)
@@ -69,7 +68,9 @@ def _read(path: str) -> dict[str, np.ndarray]:
               f'{", ".join(archive.files) or "none"}, needed are '
               f'{", ".join(_KEYS)}.')
         return {key: _array(archive, key, path) for key in _KEYS}
-  except (OSError, EOFError, zipfile.BadZipFile, zlib.error,
+  except InputError:
+    raise
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error,
           NotImplementedError, tf.errors.OpError) as error:
     raise InputError(
         f'data.path={path}: cannot be read ({checks.first_line(error)}); '

@@ -203,6 +203,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._directory.checkpoints.save(
         step, checkpoint.capture(self.model),
         {"seconds": self._seconds, "epoch": self._epoch(step),
+         "num_examples": derived.num_examples,
          "virtual_replicas": derived.virtual_replicas})
     self._checkpointed = time.monotonic()
 

@@ -132,7 +132,8 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
 ])
 def test_illegal_overrides(override: str, parts: list[str]) -> None:
   with pytest.raises(config.InputError) as raised:
-    config.load([], override)
+    # Whether the batch divides is checked when the run is resolved.
+    config.resolve(config.load([], override), 1000)
   message = _message(raised)
   for part in parts:
     assert part in message

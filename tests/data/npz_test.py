@@ -16,7 +16,7 @@ def _arrays() -> dict[str, np.ndarray]:
       'x_train': generator.integers(0, 256, (6, 4, 4, 3), np.uint8),
       'y_train': np.array([[0], [1], [2], [0], [1], [2]]),
       'x_test': generator.integers(0, 256, (3, 4, 4, 3), np.uint8),
-      'y_test': np.array([[3], [1], [2]])}
+      'y_test': np.array([[0], [1], [2]])}
 
 
 def _config(path: object, **more: int) -> DataConfig:
@@ -34,11 +34,23 @@ def test_loads_both_splits(tmp_path: pathlib.Path) -> None:
   images, labels = splits.train.read(tf.constant([5, 0], tf.int64))
   np.testing.assert_array_equal(images, _arrays()['x_train'][[5, 0]])
   np.testing.assert_array_equal(labels, [2, 0])
-  # Class 3 occurs in the test split only.
-  assert splits.train.num_classes == splits.validation.num_classes == 4
+  assert splits.train.num_classes == splits.validation.num_classes == 3
   assert splits.validation.num_examples == 3
   assert npz.load(_config(tmp_path / 'data.npz', num_examples=2, image_size=4,
                           num_classes=7)).train.num_classes == 7
+
+
+def test_a_class_of_the_test_split_alone_must_be_declared(
+    tmp_path: pathlib.Path) -> None:
+  path = _save(tmp_path, y_test=np.array([0, 3, 2]))
+  assert npz.load(_config(path, num_classes=4)).validation.num_classes == 4
+
+
+def test_refuses_two_bytes_of_a_zip(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / 'data.npz'
+  path.write_bytes(b'PK')
+  with pytest.raises(InputError, match='cannot be read'):
+    npz.load(_config(path))
 
 
 def test_compressed_grey_files_load(tmp_path: pathlib.Path) -> None:
@@ -58,7 +70,10 @@ def test_compressed_grey_files_load(tmp_path: pathlib.Path) -> None:
      r'shape \(4, 4, 3\) but x_test of \(4, 5, 3\)'),
     ({'y_test': np.zeros(3, np.float32)}, {}, 'labels are float32'),
     ({'y_train': np.array([0, 0, -3, 0, 0, 0])}, {}, 'label 2 is -3'),
-    ({}, {'num_classes': 3}, r'\(test\): label 0 is 3, outside 0 .. 2'),
+    # The training labels say how many classes there are.
+    ({'y_test': np.array([0, 3, 2])}, {},
+     r'\(test\): label 1 is 3, outside 0 .. 2'),
+    ({}, {'num_classes': 2}, r'\(train\): label 2 is 2, outside 0 .. 1'),
     ({}, {'image_size': 32}, 'image_size=32'),
     ({'x_test': np.zeros((0, 4, 4, 3), np.uint8),
       'y_test': np.zeros(0, int)}, {}, r'\(test\): has no examples'),
