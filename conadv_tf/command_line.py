@@ -1,12 +1,27 @@
 """What the mains share: user errors in one line, exit code 2."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import sys
+from typing import NoReturn
 import warnings
 
-from absl import flags, logging
+from absl import app, flags, logging
+
+
+def start(main: Callable[[], None]) -> None:
+  """Parses the flags and calls `main`; flag errors are one line as well."""
+  def parse(arguments: list[str]) -> list[str]:
+    try:
+      rest = flags.FLAGS(arguments)
+    except flags.Error as error:
+      _exit(f"{error}; --help lists the flags")
+    if len(rest) > 1:
+      _exit(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return rest
+
+  app.run(lambda _: main(), flags_parser=parse)
 
 
 @contextlib.contextmanager
@@ -21,5 +36,9 @@ def one_line_errors() -> Iterator[None]:
   try:
     yield
   except config.InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _exit(str(error))
+
+
+def _exit(message: str) -> NoReturn:
+  print("error: " + " ".join(message.split("\n")), file=sys.stderr)
+  sys.exit(2)

@@ -3,7 +3,9 @@
 import json
 import os
 
-from absl import app, flags
+from absl import flags
+
+from conadv_tf import command_line
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 _ATTACKS = flags.DEFINE_list(
@@ -19,16 +21,16 @@ _TRAIN_EXAMPLES = flags.DEFINE_integer(
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Loads the newest checkpoint and evaluates every validation example."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
   # Imported late: --help must not wait for TensorFlow.
-  from conadv_tf import command_line
   with command_line.one_line_errors():
     from conadv_tf import config, runs
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
+    if _OUTPUT.value and os.path.isdir(_OUTPUT.value):
+      raise config.InputError(f"--output={_OUTPUT.value} is a directory; name "
+                              "a file")
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     limit = _TRAIN_EXAMPLES.value
     if limit is None:
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Console script."""
-  app.run(main)
+  command_line.start(main)
 
 
 if __name__ == "__main__":

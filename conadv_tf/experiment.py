@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -232,6 +233,9 @@ class Experiment:
 
   def _evaluate(self, attack_names: Sequence[str], branch: str,
                 train_examples: int) -> dict[str, float]:
+    # Before the first pass: unknown names must not cost an evaluation.
+    robust_evaluators = {
+        name: self.evaluator(branch, name) for name in attack_names}
     validation = self.evaluation_dataset("validation")
     figures = self.evaluator(branch)(validation)
     if train_examples:
@@ -241,52 +245,55 @@ class Experiment:
       train = self.evaluator(branch)(pipeline.evaluation_dataset(
           sample, self.config.evaluation.batch_size))
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
-    for name in attack_names:
-      figures[f"robust_accuracy_{name}"] = self.evaluator(branch, name)(
-          validation)["accuracy"]
+    for name, evaluator in robust_evaluators.items():
+      figures[f"robust_accuracy_{name}"] = evaluator(validation)["accuracy"]
     return figures
 
   def describe(self) -> str:
-    """What will run, in a few lines: model, method, work, memory, schedule."""
-    config, trainer = self.config, self.trainer
-    derived = config.derived
-    names = [v.name for v in trainer.network.trainable_variables]
-    excluded = [v for v in trainer.network.trainable_variables
-                if v.shape.rank <= 1]
-    weights = sum(v.shape.num_elements() for v in trainer.network.variables)
-    trainable = sum(v.shape.num_elements()
-                    for v in trainer.network.model.trainable_variables)
-    shape = self.splits.train.image_shape
-    pixels = shape[0] * shape[1] * shape[2]
-    rows = config.data.global_batch_size
+    """What will run, in a few lines: data, model, work, memory, schedule."""
+    config, derived = self.config, self.config.derived
+    network, method = self.trainer.network, self.trainer.method
+    train, validation = self.splits.train, self.splits.validation
+    trainable = _size(network.model.trainable_variables)
     lines = [
-        f"data: {config.data.name}, {self.splits.train.num_examples} training "
-        f"and {self.splits.validation.num_examples} validation images "
-        f"{shape[0]}x{shape[1]}x{shape[2]}, "
-        f"{self.splits.train.num_classes} classes",
+        f"data: {config.data.name}, {train.num_examples} training and "
+        f"{validation.num_examples} validation images "
+        f"{'x'.join(map(str, train.image_shape))}, {train.num_classes} "
+        "classes",
         f"model: {config.model.name}, {trainable:,} trainable parameters, "
-        f"{len(trainer.network.layers)} batch normalisations in branches "
-        f"{', '.join(trainer.network.branches)}",
-        f"method: {config.method.name}, lag {trainer.method.lag}, "
-        f"{trainer.method.passes_per_step:g} F a step (vanilla 3 F)",
-        f"updates: {derived.total_steps} of {rows} examples = "
-        f"{derived.virtual_replicas} virtual replica(s) of "
-        f"{derived.replica_batch_size}; warm-up {derived.warmup_steps}, peak "
-        f"learning rate {config.schedule.peak_lr:g}",
-        f"optimizer: {config.optimizer.name}" + (
-            f"; {len(excluded)} of {len(names)} tensors (rank <= 1: batch "
-            "normalisation and biases) take no scaling and no decay"
-            if config.optimizer.name == "lars" else ""),
+        f"{len(network.layers)} batch normalisations in branches "
+        f"{', '.join(network.branches)}",
+        f"method: {config.method.name}, lag {method.lag}; forward passes F a "
+        f"step: {method.passes_per_step:g} in all, {method.longest_chain:g} "
+        "in a row (vanilla: 3 and 2)",
+        f"updates: {derived.total_steps} of {config.data.global_batch_size} "
+        f"examples = {derived.virtual_replicas} virtual replica(s) of "
+        f"{derived.replica_batch_size}; warm-up {derived.warmup_steps} from "
+        f"learning rate 0, peak {config.schedule.peak_lr:g}",
     ]
-    if trainer.method.lookahead:
-      held = rows * pixels
-      copies = round(rows * config.method.adversarial_fraction) * pixels * 4
-      lines.append(f"held: one batch {held:,} bytes (uint8), its adversaries "
-                   f"{copies:,} bytes (float32)")
-    if trainer.method.lagged_copies:
-      lines.append(f"lagged copies: {trainer.method.lagged_copies} weight "
-                   f"set(s) of {4 * weights:,} bytes")
+    variables = network.trainable_variables
+    if config.optimizer.name == "lars":
+      optimizer = self.trainer.optimizer
+      optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+      excluded = len(optimizer.excluded_names(variables))
+      lines.append(
+          f"lars: {excluded} of {len(variables)} tensors (rank <= 1: batch "
+          "normalisation and biases) take no scaling and no decay")
+    if method.lookahead:
+      rows = derived.replica_batch_size
+      pixels = math.prod(train.image_shape)
+      copies = method.adversarial_rows(rows) * derived.virtual_replicas
+      lines.append(
+          f"held: one batch {config.data.global_batch_size * pixels:,} bytes "
+          f"(uint8), its adversaries {4 * copies * pixels:,} bytes (float32)")
+    if method.lagged_copies:
+      lines.append(f"lagged copies: {method.lagged_copies} weight set(s) of "
+                   f"{4 * _size(network.variables):,} bytes")
     return "\n".join(lines)
+
+
+def _size(variables: Sequence[tf.Variable]) -> int:
+  return sum(v.shape.num_elements() for v in variables)
 
 
 def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:

@@ -1,6 +1,8 @@
 """Exports a run: `conadv-export --model_dir=DIR --output_dir=DIR`."""
 
-from absl import app, flags
+from absl import flags
+
+from conadv_tf import command_line
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -11,12 +13,9 @@ _BRANCH = flags.DEFINE_enum(
     "Whose batch normalisation is merged into the model.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Merges the newest checkpoint into a plain model and writes it."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
   # Imported late: --help must not wait for TensorFlow.
-  from conadv_tf import command_line
   with command_line.one_line_errors():
     from conadv_tf import config, runs
     for name, value in (("model_dir", _MODEL_DIR.value),
@@ -25,13 +24,13 @@ def main(argv: list[str]) -> None:
         raise config.InputError(f"--{name} is missing")
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     runs.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
-                       _BRANCH.value)
+                _BRANCH.value)
     print(f"exported update {checkpoint.step} to {_OUTPUT_DIR.value}")
 
 
 def run() -> None:
   """Console script."""
-  app.run(main)
+  command_line.start(main)
 
 
 if __name__ == "__main__":

@@ -76,13 +76,14 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     return results
   if latest is not None:
     _check_data(config, latest)
-  directory.open(config)
-  if not quiet:
-    print(experiment.describe(), flush=True)
   step, seconds = 0, 0.0
   if latest is not None:
     checkpoint.restore(experiment.trainer, latest.state)
     step, seconds = latest.step, latest.extra["seconds"]
+  directory.open(config)
+  if not quiet:
+    print(experiment.describe(), flush=True)
+  if step:
     logging.warning("resuming at update %d of %d", step, total)
   directory.cut_metrics(step)
   if step < total:

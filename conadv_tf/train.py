@@ -1,7 +1,9 @@
 """Trains a model: `conadv-train --config_file=FILE --model_dir=DIR`."""
 
 
-from absl import app, flags
+from absl import flags
+
+from conadv_tf import command_line
 
 _CONFIG_FILE = flags.DEFINE_multi_string(
     "config_file", [], "YAML file with the experiment; may be repeated, later "
@@ -17,12 +19,9 @@ _MODE = flags.DEFINE_enum(
 _QUIET = flags.DEFINE_bool("quiet", False, "Print warnings and errors only.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Loads the configuration and runs it."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
   # Imported late: --help must not wait for TensorFlow.
-  from conadv_tf import command_line
   with command_line.one_line_errors():
     from conadv_tf import config as config_lib
     config = config_lib.load(_CONFIG_FILE.value, _PARAMS_OVERRIDE.value)
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Console script."""
-  app.run(main)
+  command_line.start(main)
 
 
 if __name__ == "__main__":

@@ -89,12 +89,16 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
     ignored |= {key for key in default if key.startswith('attack.')}
     ignored |= {key for key in default if key.startswith('method.')}
     ignored -= {'method.name'}
+    if config.evaluation.attacks:
+      ignored -= {'attack.radius'}  # the default radius of robust accuracy
   elif method.name == 'disadv':
     ignored |= {'method.lag', 'method.execution'}
   elif method.name == 'conadv' and method.lag == 0:
     ignored |= {'method.execution'}
   if config.data.name != 'tfds':
     ignored |= {'data.builder'}
+  if config.data.name in ('digits', 'synthetic'):
+    ignored |= {'data.path'}
   return [key for key in changed if key in ignored]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from conadv_tf import randomness
+from conadv_tf.layers import outputs as output_lib
 from conadv_tf.layers import routed_dropout, routing, split_batch_norm
 
 _ASSIGNMENTS = frozenset({
@@ -56,6 +57,29 @@ def _copy_flags(model: tf.keras.Model, copy: tf.keras.Model) -> None:
       # Not in the config of BatchNormalization(synchronized=True).
       target.synchronized = source.synchronized
       target.fused = source.fused
+
+
+def _check_same_function(model: tf.keras.Model, copy: tf.keras.Model) -> None:
+  """Raises ValueError if a lossy get_config has made another model."""
+  example = _example_inputs(model, rows=2)
+  if example.dtype.is_floating:  # not zeros, which hide most differences
+    example = tf.random.stateless_uniform(example.shape, [0, 1],
+                                          dtype=example.dtype)
+
+  def outputs(m: tf.keras.Model) -> np.ndarray:
+    tensors = tf.nest.flatten(m(example, training=False))
+    return np.concatenate([np.ravel(t) for t in tensors]).astype(np.float32)
+
+  def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+  expected = outputs(model)
+  # A model that is random even in evaluation differs from itself.
+  if not same(expected, outputs(copy)) and same(expected, outputs(model)):
+    raise ValueError(
+        f"model {model.name!r} ({type(model).__name__}) gives other outputs "
+        "when it is built again from its config; implement get_config with "
+        "all arguments of the model and its layers")
 
 
 def read(variable: tf.Variable) -> np.ndarray:
@@ -111,6 +135,7 @@ class Network(tf.Module):
     for layer in model._flatten_layers():  # pylint: disable=protected-access
       split_batch_norm.check_supported(layer)
     self.model = clone(model)
+    _check_same_function(model, self.model)
     self.layers: list[tf.keras.layers.Layer] = []
     self.layer_variables: list[
         dict[str, split_batch_norm.BranchVariables]] = []
@@ -120,6 +145,8 @@ class Network(tf.Module):
     self._called = self._discover()
 
   def _convert(self) -> None:
+    # A frozen container wins over a layer inside that is not.
+    trainable = {id(v) for v in self.model.trainable_variables}
     for position, layer in enumerate(
         self.model._flatten_layers(include_self=False)):  # pylint: disable=protected-access
       if not isinstance(layer, split_batch_norm.BATCH_NORMS):
@@ -132,8 +159,10 @@ class Network(tf.Module):
         copy = split_batch_norm.copy_variables(layer, branch)
         variables[branch] = copy
         self._extra += copy.trainable() + copy.moving()
-        if layer.trainable:
-          self._extra_trainable += copy.trainable()
+        own = split_batch_norm.own_variables(layer).trainable()
+        self._extra_trainable += [
+            mine for mine, cleans in zip(copy.trainable(), own)
+            if id(cleans) in trainable]
       split_batch_norm.route(layer, len(self.layers), variables)
       self.layers.append(layer)
       self.layer_variables.append(variables)
@@ -152,7 +181,8 @@ class Network(tf.Module):
     called: set[int] = set()
 
     def trace(images: tf.Tensor) -> tf.Tensor:
-      route = routing.Route(((self.branches[0], 2),), routing.Mode.TRAIN,
+      segments = tuple((branch, 1) for branch in (self.branches * 2)[:2])
+      route = routing.Route(segments, routing.Mode.TRAIN,
                             tf.constant([0, 0]))
       with routing.routing(route):
         logits = self.model(images, training=True)
@@ -162,6 +192,9 @@ class Network(tf.Module):
     with tf.init_scope():
       traced = tf.function(trace, autograph=False).get_concrete_function(
           tf.TensorSpec(example.shape, example.dtype))
+    if tf.nest.is_nested(traced.structured_outputs):
+      raise ValueError(f"model {self.model.name!r} must have one output, got "
+                       f"{traced.structured_outputs}")
     self.output_shape = traced.structured_outputs.shape
     graph = traced.graph
     operations = [(op.type, op.name) for op in graph.get_operations()]
@@ -219,7 +252,7 @@ class Network(tf.Module):
     with routing.routing(route):
       outputs = self.model(tf.cast(images, tf.float32),
                            training=mode is not routing.Mode.EVAL)
-    outputs = tf.cast(outputs, tf.float32)
+    outputs = output_lib.as_float32(outputs)
     if mode is not routing.Mode.TRAIN:
       return outputs
     return outputs, self._pack(route)

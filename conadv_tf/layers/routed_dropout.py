@@ -95,6 +95,6 @@ def _override(layer: tf.keras.layers.Layer, index: int, knob: str,
     number = active.next_call(index)
     return routing.join([
         apply(layer, x, active.mask_key(index, number, branch))
-        for branch, x in active.split(inputs)])
+        for branch, x in active.split(inputs, layer.name)])
 
   layer.call = call

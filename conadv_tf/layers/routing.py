@@ -69,11 +69,27 @@ class Route:
     self.calls[layer] = number + 1
     return number
 
-  def split(self, inputs: tf.Tensor) -> list[tuple[str, tf.Tensor]]:
-    """Cuts `inputs` [rows, ...] into (branch, rows of that branch)."""
+  def split(self, inputs: tf.Tensor,
+            layer: str) -> list[tuple[str, tf.Tensor]]:
+    """Cuts `inputs` [rows, ...] into (branch, rows of that branch).
+
+    Args:
+      inputs: the batch, or the batch with other axes folded into its first
+        one, example by example (as TimeDistributed does).
+      layer: its name, for the error.
+
+    Raises:
+      ValueError: if the first axis is not a multiple of the batch.
+    """
     if len(self.segments) == 1:
       return [(self.segments[0][0], inputs)]
     sizes = [rows for _, rows in self.segments]
+    folded = inputs.shape[0] or sum(sizes)
+    if folded % sum(sizes):
+      raise ValueError(
+          f"layer {layer!r} sees {folded} rows of a batch of {sum(sizes)}: "
+          "clean and adversarial ones cannot be told apart")
+    sizes = [rows * (folded // sum(sizes)) for rows in sizes]
     pieces = tf.split(inputs, sizes, axis=0)
     return [(branch, x) for (branch, _), x in zip(self.segments, pieces)]
 

@@ -118,9 +118,10 @@ def route(layer: BatchNorm, index: int,
     use_moving = (active.mode is routing.Mode.EVAL or not layer.trainable
                   or (training is not None and not training))
     masks = ([None] * len(active.segments) if mask is None
-             else [m for _, m in active.split(mask)])
+             else [m for _, m in active.split(mask, layer.name)])
     outputs = []
-    for (branch, x), piece_mask in zip(active.split(inputs), masks):
+    for (branch, x), piece_mask in zip(
+        active.split(inputs, layer.name), masks):
       variables = branches.get(branch)
       if variables is None:
         raise ValueError(

@@ -22,6 +22,8 @@ class AdversarialMethod(method.Method):
       gamma and beta by the branch's share of the loss.
   """
 
+  attacks = True
+  longest_chain = 4.0  # the attack, then the training pass
   terms = ("loss", "clean_loss", "adversarial_loss", "adversarial_accuracy",
            "perturbation_linf", "perturbation_l2")
 
@@ -36,13 +38,13 @@ class AdversarialMethod(method.Method):
     if not 0 < adversarial_fraction <= 1:
       raise ValueError("adversarial_fraction must be in (0, 1], got "
                        f"{adversarial_fraction}")
-    if not 0 <= adversarial_weight < 1:
-      raise ValueError("adversarial_weight must be in [0, 1), got "
+    if not 0 <= adversarial_weight <= 1:
+      raise ValueError("adversarial_weight must be in [0, 1], got "
                        f"{adversarial_weight}")
     if rebalance_branch_gradients and (
-        bn_branches == 1 or adversarial_weight == 0):
+        bn_branches == 1 or adversarial_weight in (0, 1)):
       raise ValueError("rebalance_branch_gradients needs bn_branches=2 and "
-                       "adversarial_weight > 0")
+                       "0 < adversarial_weight < 1")
     if bn_branches == 3:
       raise ValueError("bn_branches=3 (clean, augmented, adversarial) is not "
                        "available yet; use 1 or 2")

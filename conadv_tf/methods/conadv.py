@@ -66,8 +66,8 @@ class ConAdv(adversarial.AdversarialMethod):
       ValueError: if an option is outside its range.
     """
     super().__init__(**options)
-    if lag < 0:
-      raise ValueError(f"lag must be >= 0, got {lag}")
+    if not isinstance(lag, int) or lag < 0:
+      raise ValueError(f"lag must be an integer >= 0, got {lag}")
     if execution not in (CONCURRENT, SEQUENTIAL):
       raise ValueError(
           f"execution must be {CONCURRENT!r} or {SEQUENTIAL!r}, got "
@@ -76,6 +76,8 @@ class ConAdv(adversarial.AdversarialMethod):
     self.execution = execution
     self.lookahead = int(lag >= 1 and execution == CONCURRENT)
     self.lagged_copies = lag - self.lookahead
+    if self.lookahead:
+      self.longest_chain = 2.0
 
   def held_spec(self, batch: method.Batch) -> method.Held:
     """The batch as it came and its adversaries in float32."""

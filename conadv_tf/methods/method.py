@@ -13,6 +13,7 @@ import tensorflow as tf
 from conadv_tf import randomness
 from conadv_tf.attacks import gradient as gradient_attacks
 from conadv_tf.layers import network as networks
+from conadv_tf.layers import outputs as output_lib
 from conadv_tf.layers import routing
 from conadv_tf.objectives import per_example
 
@@ -98,6 +99,8 @@ class Method:
     lagged_copies: weight sets that the trainer keeps for the method.
     branches: batch normalisation branches that the network needs.
     passes_per_step: forward passes F of the clean batch that a step costs.
+    longest_chain: passes F of a step that must run one after another.
+    attacks: whether it makes adversarial images.
     terms: names of what `StepResult.terms` holds.
   """
 
@@ -106,6 +109,8 @@ class Method:
   lagged_copies: int = 0
   branches: tuple[str, ...] = routing.BRANCHES[1]
   passes_per_step: float = 3.0
+  longest_chain: float = 2.0
+  attacks: bool = False
   terms: tuple[str, ...] = ("loss", "clean_loss")
 
   def segments(self, rows: int) -> routing.Segments:
@@ -230,14 +235,15 @@ def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
   with tf.name_scope("update"), tf.GradientTape() as tape:
     outputs, statistics = network.logits(
         images, segments, routing.Mode.TRAIN, key)
-    clean_outputs = per_example.take_rows(outputs, 0, rows)
+    clean_outputs = output_lib.take_rows(outputs, 0, rows)
     clean_loss = per_example.weighted_mean(
         ctx.loss(batch.label, clean_outputs), batch.weight)
     loss = clean_loss
     if adversarial_image is not None:
       count = adversarial_image.shape[0]
       label, weight = batch.label[:count], batch.weight[:count]
-      adversarial_outputs = per_example.take_rows(outputs, rows, rows + count)
+      adversarial_outputs = output_lib.take_rows(
+          outputs, rows, rows + count)
       adversarial_loss = per_example.weighted_mean(
           ctx.loss(label, adversarial_outputs), weight)
       loss = ((1.0 - adversarial_weight) * clean_loss

@@ -39,20 +39,6 @@ def per_example_loss(loss: str | tf.keras.losses.Loss | Callable
   return call
 
 
-def take_rows(outputs: tf.Tensor, start: int, stop: int) -> tf.Tensor:
-  """Rows start..stop-1 of a model's outputs [b, classes].
-
-  Keras leaves the logits of a softmax head on its output and computes the
-  cross entropy from them; a plain slice would lose them, and with them the
-  gradient of saturated mistakes.
-  """
-  rows = outputs[start:stop]
-  logits = getattr(outputs, "_keras_logits", None)
-  if logits is not None:
-    rows._keras_logits = logits[start:stop]  # pylint: disable=protected-access
-  return rows
-
-
 def weighted_mean(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
   """Reduces per-example values; the only reduction of a loss.
 

@@ -202,9 +202,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     derived = self._config.derived
     self._directory.checkpoints.save(
         step, checkpoint.capture(self.model),
-        {"seconds": self._seconds, "epoch": self._epoch(step),
-         "num_examples": derived.num_examples,
-         "virtual_replicas": derived.virtual_replicas})
+        {"seconds": self._seconds, "num_examples": derived.num_examples})
     self._checkpointed = time.monotonic()
 
   def on_train_end(self, logs: Any = None) -> None:

@@ -193,6 +193,8 @@ def restore(trainer: trainers.Trainer, state: dict[str, np.ndarray],
   groups = _groups(trainer)
   if weights_only:
     groups = {name: groups[name] for name in ("network", "step")}
+  elif not any(name.startswith("loss_scale/") for name in state):
+    groups["loss_scale"] = []  # the precision has changed: it starts anew
   for group, variables in groups.items():
     for i, variable in enumerate(variables):
       name = f"{group}/{i:05d}"

@@ -23,7 +23,7 @@ class Feed:
 
 
 def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
-            pixel_range: tuple[float, float], replicas: int,
+            pixel_range: tuple[float, float] | None, replicas: int,
             options: Mapping[str, Any]) -> Feed:
   """Prepares the data of one `fit` call.
 
@@ -32,7 +32,7 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     y: labels, where x is an array.
     lookahead: batches that the method receives ahead, 0 or 1.
     micro_batches: elements per update.
-    pixel_range: what image values span.
+    pixel_range: what image values must span; None does not look at them.
     replicas: that share an element.
     options: the other arguments of `fit`.
 
@@ -46,8 +46,11 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     dataset = x
   else:
     dataset = _from_arrays(x, y, options)
-  _check_element(dataset.element_spec, pixel_range)
+  _check_element(dataset.element_spec)
+  original = int(dataset.cardinality())
   dataset, count = _static(dataset)
+  if pixel_range is not None:
+    _check_range(dataset, pixel_range)
   rows = dataset.element_spec[0].shape[0]
   if rows % replicas:
     raise ValueError(f"batches of {rows} examples do not divide among "
@@ -61,7 +64,8 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
       raise ValueError(
           "the dataset's cardinality is unknown: pass steps_per_epoch with a "
           "repeated dataset, or tf.data.experimental.assert_cardinality(n)")
-  elif steps is None or steps * micro_batches == count:
+    dataset = dataset.concatenate(dataset.take(ahead))
+  elif steps is None or steps * micro_batches in (count, original):
     steps = count // micro_batches
     if steps == 0:
       raise ValueError(f"{count} batches are too few for {micro_batches} "
@@ -101,19 +105,33 @@ def _from_arrays(x: Any, y: Any, options: dict[str, Any]) -> tf.data.Dataset:
   return dataset.batch(batch_size)
 
 
-def _check_element(spec: Any, pixel_range: tuple[float, float]) -> None:
+def _check_element(spec: Any) -> None:
   if not isinstance(spec, tuple) or len(spec) not in (2, 3) or not all(
       isinstance(s, tf.TensorSpec) for s in spec):
     raise ValueError("dataset elements must be (x, y) or (x, y, weight) "
                      f"tensors, got {spec}")
+
+
+def _check_range(dataset: tf.data.Dataset,
+                 pixel_range: tuple[float, float]) -> None:
+  """Looks at one batch: a wrong range would clip images beyond recognition."""
   low, high = pixel_range
-  if spec[0].dtype == tf.uint8 and high - low <= 1:
-    raise ValueError(f"uint8 images do not span {pixel_range}: pass "
+  if dataset.element_spec[0].dtype.is_integer and high - low <= 1:
+    name = dataset.element_spec[0].dtype.name
+    raise ValueError(f"{name} images do not span {pixel_range}: pass "
                      "pixel_range=(0., 255.) to Trainer, or scale the images")
+  for element in dataset.take(1):
+    images = element[0].numpy()
+    margin = 1e-3 * (high - low)
+    if images.min() < low - margin or images.max() > high + margin:
+      logging.warning(
+          "images span %g..%g but pixel_range is %s: adversarial images will "
+          "be clipped to it; pass the right pixel_range to Trainer",
+          images.min(), images.max(), pixel_range)
 
 
 def _static(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, int]:
-  """Gives elements a static batch size; drops a shorter last batch.
+  """Gives elements a static batch size; drops shorter batches.
 
   Returns:
     (dataset, its cardinality or one of the negative constants).
@@ -127,20 +145,24 @@ def _static(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, int]:
   if all(s.shape.is_fully_defined() for s in spec):
     return dataset, count
   first = [t.shape for t in next(iter(dataset.take(1)))]
+  rows = first[0][0]
+
+  def is_full(*element: tf.Tensor) -> tf.Tensor:
+    return tf.shape(element[0])[0] == rows
+
   if count > 0:
     # Costs one pass over the input; drop_remainder=True avoids it.
-    last = next(iter(dataset.skip(count - 1)))[0].shape[0]
-    if last != first[0][0]:
-      logging.warning(
-          "dropping a shorter last batch of %d examples (batches have %d)",
-          last, first[0][0])
-      count -= 1
-      dataset = dataset.take(count)
-    if count == 0:
-      raise ValueError("the dataset is empty")
+    full = int(dataset.reduce(
+        0, lambda n, element: n + tf.cast(is_full(*element), tf.int32)))
+    if full < count:
+      logging.warning("dropping %d of %d batches, which have other than %d "
+                      "examples", count - full, count, rows)
+      dataset = dataset.filter(is_full)
+    count = full
   else:
-    dataset = dataset.filter(
-        lambda *element: tf.shape(element[0])[0] == first[0][0])
+    logging.warning("batches that have other than %d examples are dropped; "
+                    "batch(..., drop_remainder=True) says so openly", rows)
+    dataset = dataset.filter(is_full)
 
   def fix(*element: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return tuple(tf.ensure_shape(t, s) for t, s in zip(element, first))

@@ -18,7 +18,7 @@ class Means:
   def __init__(self, optimizer: tf.keras.optimizers.Optimizer):
     """Creates the loss's mean."""
     self.loss = tf.keras.metrics.Mean("loss")
-    self._optimizer = optimizer
+    self._optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     self._by_name = {"loss": self.loss}
 
   def create(self, method: methods.Method, label: tf.TensorSpec,

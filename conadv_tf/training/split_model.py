@@ -25,7 +25,9 @@ class SplitModel(tf.keras.Model):
     strategy = (tf.distribute.get_strategy() if tf.distribute.has_strategy()
                 else model.distribute_strategy)
     with strategy.scope():
-      super().__init__(name=name)
+      # The model's own policy decides on loss scaling; inputs stay as they
+      # come, since half precision would round small perturbations away.
+      super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
       self.network = networks.Network(model, branches)
     self.built = True
 
@@ -34,6 +36,11 @@ class SplitModel(tf.keras.Model):
     del training
     segments = ((routing.CLEAN, -1),)  # all rows; one segment is not cut
     return self.network.logits(inputs, segments, routing.Mode.EVAL)
+
+  @property
+  def weights(self) -> list[tf.Variable]:
+    """The network's; counters and other state of training are not weights."""
+    return self.trainable_weights + self.non_trainable_weights
 
   @property
   def trainable_weights(self) -> list[tf.Variable]:
@@ -53,6 +60,14 @@ class SplitModel(tf.keras.Model):
   def save(self, *args: Any, **kwargs: Any) -> None:
     """Saves the merged model, as `tf.keras.Model.save` does."""
     self.merge().save(*args, **kwargs)
+
+  def export(self, *args: Any, **kwargs: Any) -> None:
+    """Exports the merged model, as `tf.keras.Model.export` does."""
+    self.merge().export(*args, **kwargs)
+
+  def summary(self, *args: Any, **kwargs: Any) -> None:
+    """Prints the layers of the network's model."""
+    self.network.model.summary(*args, **kwargs)
 
   def save_weights(self, *args: Any, **kwargs: Any) -> Any:
     """Saves the merged model's weights."""

@@ -36,6 +36,8 @@ class Trainer(split_model.SplitModel):
     method: the training method.
     attack: the attack with the method's defaults filled in.
     step_counter: int64 variable, weight updates so far.
+    snapshot_next: set before an execution that a checkpoint follows.
+    snapshot: then the weights that made the held adversaries, for it.
   """
 
   def __init__(self, model: tf.keras.Model,
@@ -89,10 +91,10 @@ class Trainer(split_model.SplitModel):
     self._element_spec = None
     self._primed = False
     self._fed = False
-    # Weights that made the held adversaries; for checkpoints only.
     self.snapshot_next = False
-    self._snapshot: list[Any] = []
+    self.snapshot: list[Any] = []
     self._restored: list[Any] = []
+    self._resumes = False
 
   @property
   def attack_network(self) -> networks.Network:
@@ -141,7 +143,7 @@ class Trainer(split_model.SplitModel):
     return [self._means.loss, *self.compiled_metrics.metrics,
             *self._means.others()]
 
-  def fit(self, x: Any = None, y: Any = None,
+  def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None,
           **kwargs: Any) -> tf.keras.callbacks.History:
     """Keras's `fit` for a `tf.data.Dataset` of (x, y[, weight]) or arrays.
 
@@ -154,6 +156,7 @@ class Trainer(split_model.SplitModel):
     Args:
       x: dataset, or array [n, h, w, c].
       y: array of labels, where x is an array.
+      batch_size: for arrays, default 32.
       **kwargs: of `tf.keras.Model.fit`.
 
     Raises:
@@ -162,12 +165,16 @@ class Trainer(split_model.SplitModel):
     """
     feed = feeding.prepare(
         x, y, lookahead=self.method.lookahead,
-        micro_batches=self.micro_batches, pixel_range=self.pixel_range,
-        replicas=self.distribute_strategy.num_replicas_in_sync, options=kwargs)
+        micro_batches=self.micro_batches,
+        pixel_range=self.pixel_range if self.method.attacks else None,
+        replicas=self.distribute_strategy.num_replicas_in_sync,
+        options=dict(kwargs, batch_size=batch_size))
     self._prepare_state(feed.dataset.element_spec)
-    if self.lagged and self.step_counter.numpy() == 0:
+    if self.lagged and not self._resumes:
       self.lagged.reset(self.network)
-    self._primed = False
+    if self._accumulator is not None:  # an earlier fit may have stopped midway
+      self._accumulator.assign(tf.zeros_like(self._accumulator))
+    self._primed = self._resumes = False
     self._fed = True
     try:
       return super().fit(feed.dataset, steps_per_epoch=feed.steps_per_epoch,
@@ -270,11 +277,15 @@ class Trainer(split_model.SplitModel):
   def _whole_step(self, data: Any) -> None:
     """An update of one micro batch: no accumulator."""
     result = self.train_step(data, tf.constant(0))
-    replica = tf.distribute.get_replica_context()
-    if replica.num_replicas_in_sync == 1:
-      self._apply(result.gradients, result.statistics)
-    else:
-      self._apply(*self._reduce(self._contribution(result)))
+    # A method that looks ahead trains on held data: without this the update
+    # could run although there is no next batch.
+    with tf.control_dependencies(tf.nest.flatten(data)):
+      gradients = [tf.identity(g) for g in result.gradients]
+      replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+      self._apply(*(
+          (gradients, result.statistics) if replicas == 1 else
+          self._reduce(self._contribution(
+              result._replace(gradients=gradients)))))
 
   def _reduce(self, total: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
     replica = tf.distribute.get_replica_context()
@@ -338,18 +349,19 @@ class Trainer(split_model.SplitModel):
       raise NotImplementedError("train through fit()")
     if self.train_function is not None and not force:
       return self.train_function
+    parts = loop.Parts(self._whole_step, self._accumulate,
+                       self._apply_accumulated, self._prime_step)
     self._loop = loop.Loop(
         self.distribute_strategy, self.micro_batches,
-        whole=self._whole_step, accumulate=self._accumulate,
-        apply=self._apply_accumulated, prime=self._prime_step,
+        parts.jit_compiled() if self.jit_compile else parts,
         finish=lambda: {m.name: m.result() for m in self.metrics},
-        count=self.step_counter, jit_compile=bool(self.jit_compile),
+        counters=(self.step_counter, self._train_counter),
         run_eagerly=self.run_eagerly)
     self.train_function = self._execute
     return self._execute
 
   def _execute(self, iterator: Any) -> dict[str, tf.Tensor]:
-    """Runs `steps_per_execution` updates, priming where that is due."""
+    """Runs `steps_per_execution` updates, primes where that is due."""
     if self.method.lookahead and not self._primed:
       self._prime_held(iterator)
     count = int(self._steps_per_execution.numpy())
@@ -359,21 +371,17 @@ class Trainer(split_model.SplitModel):
       # A checkpoint follows: keep the weights that the last attack used.
       if count > 1:
         self._loop.run(iterator, count - 1)
-      self._snapshot = [networks.read(v)
-                        for v in self.attack_network.variables]
+      self.snapshot = [networks.read(v)
+                       for v in self.attack_network.variables]
       count = 1
     return self._loop.run(iterator, count)
 
   # ---- Held state across checkpoints.
 
-  @property
-  def snapshot(self) -> list[Any]:
-    """What made the held adversaries; [] unless `snapshot_next` was set."""
-    return self._snapshot
-
   def restore_snapshot(self, values: list[Any]) -> None:
     """Makes the next priming attack with these weights, once."""
     self._restored = values
+    self._resumes = True
 
   def _prime_held(self, iterator: Any) -> None:
     """Makes the adversaries of the first batch that will be trained on.
@@ -384,10 +392,9 @@ class Trainer(split_model.SplitModel):
     if not self._restored:
       self._loop.prime(iterator)
     else:
-      network = self.attack_network
-      current = [networks.read(v) for v in network.variables]
-      network.assign(self._restored)
+      current = [networks.read(v) for v in self.attack_network.variables]
+      self.attack_network.assign(self._restored)
       self._loop.prime(iterator)
-      network.assign(current)
+      self.attack_network.assign(current)
       self._restored = []
     self._primed = True

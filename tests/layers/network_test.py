@@ -241,3 +241,54 @@ def test_mixed_bfloat16_models_convert() -> None:
         tf.cast(net.merge()(x, training=False), tf.float32), actual)
   finally:
     tf.keras.mixed_precision.set_global_policy('float32')
+
+
+class _Forgetful(tf.keras.Model):
+  """Its config cannot say which activation it has."""
+
+  def __init__(self, activation: object = tf.nn.tanh) -> None:
+    super().__init__()
+    self.dense = tf.keras.layers.Dense(3)
+    self.activation = activation
+
+  def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    del training
+    return self.activation(self.dense(x))
+
+
+def test_a_lossy_config_is_refused() -> None:
+  model = _Forgetful(tf.nn.sigmoid)
+  model(tf.zeros([2, 4]))
+  with pytest.raises(ValueError, match='get_config'):
+    networks.convert(model)
+
+
+def test_several_outputs_are_refused() -> None:
+  x = tf.keras.Input([4])
+  layer = tf.keras.layers.Dense(2)
+  with pytest.raises(ValueError, match='one output'):
+    networks.convert(tf.keras.Model(x, [layer(x), layer(x)]))
+
+
+def test_a_norm_over_folded_steps_is_split_by_example() -> None:
+  x = tf.keras.Input([3, 4])
+  y = tf.keras.layers.TimeDistributed(tf.keras.layers.BatchNormalization(
+      epsilon=0.0))(x)
+  net = networks.convert(tf.keras.Model(x, tf.keras.layers.Flatten()(y)))
+  images = tf.random.stateless_normal([6, 3, 4], [0, 1])
+  outputs, _ = net.logits(images, (('clean', 2), ('adversarial', 4)),
+                          routing.Mode.TRAIN, tf.constant([0, 0]))
+  for rows in (slice(0, 2), slice(2, 6)):
+    part = np.reshape(outputs[rows], [-1, 4])
+    np.testing.assert_allclose(part.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(part.std(0), 1.0, atol=1e-4)
+
+
+def test_a_frozen_container_freezes_all_branches() -> None:
+  inner = tf.keras.Sequential([
+      tf.keras.Input([4]), tf.keras.layers.BatchNormalization()])
+  inner.trainable = False
+  inner.layers[0]._trainable = True
+  net = networks.convert(tf.keras.Sequential(
+      [tf.keras.Input([4]), inner, tf.keras.layers.Dense(2)]))
+  assert len(net.trainable_variables) == 2

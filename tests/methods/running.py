@@ -56,7 +56,7 @@ def make(method: methods_base.Method, *,
          model: Callable[[], tf.keras.Model] = small_network,
          optimizer: Callable[[], Any] | None = None,
          attack: gradient.Pgd | None = None,
-         options: dict[str, Any] | None = None,
+         options: dict[str, Any] | None = None, loss: Any = LOSS,
          **compile_options: Any) -> trainers.Trainer:
   """A compiled trainer."""
   with strategy.scope() if strategy else contextlib.nullcontext():
@@ -65,7 +65,7 @@ def make(method: methods_base.Method, *,
         **{'deterministic': True, **(options or {})})
     optimizer = (optimizer or
                  (lambda: tf.keras.optimizers.SGD(0.5, momentum=0.9)))()
-    trainer.compile(optimizer, LOSS, metrics=['accuracy'], **compile_options)
+    trainer.compile(optimizer, loss, metrics=['accuracy'], **compile_options)
   return trainer
 
 

@@ -110,7 +110,35 @@ def test_a_shorter_last_batch_is_dropped_with_one_warning(
   assert trained == [0, 1, 2] * 2
   warnings = [r.getMessage() for r in caplog.records
               if 'dropping' in r.getMessage()]
-  assert len(warnings) == 1 and '2 examples' in warnings[0]
+  assert len(warnings) == 1 and '1 of 4 batches' in warnings[0]
+
+
+def test_short_batches_inside_a_repeated_dataset_are_dropped() -> None:
+  # Two full batches and a short one, three times over.
+  data = _numbered(2, remainder=1).repeat(3)
+  trained, _, _ = _trained(methods.ConAdv(), data)
+  assert trained == [0, 1] * 3
+
+
+def test_the_length_with_the_short_batch_still_means_an_epoch() -> None:
+  data = _numbered(2, remainder=1)
+  trained, _, _ = _trained(methods.Vanilla(), data, epochs=3,
+                           steps_per_epoch=len(data))
+  assert trained == [0, 1] * 3
+
+
+def test_an_unknown_number_of_batches_suffices_with_look_ahead() -> None:
+  data = _numbered(3).filter(lambda *_: True)
+  trained, attacked, _ = _trained(methods.ConAdv(), data, steps_per_epoch=3)
+  assert trained == [0, 1, 2] and attacked == [0, 1, 2, 0]
+
+
+def test_a_wrong_pixel_range_is_noticed(
+    caplog: pytest.LogCaptureFixture) -> None:
+  data = tf.data.Dataset.from_tensors((_X[:4] * 255, _Y[:4]))
+  with caplog.at_level(logging.WARNING):
+    running.make(methods.ConAdv()).fit(data, verbose=0)
+  assert sum('pixel_range' in r.getMessage() for r in caplog.records) == 1
 
 
 def test_left_over_micro_batches_are_dropped_with_a_warning(
