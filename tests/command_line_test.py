@@ -131,10 +131,11 @@ def test_describe_writes_nothing(tmp_path: pathlib.Path) -> None:
       'data: synthetic, 24 training and 6 validation images 4x4x3, 3 classes',
       'model: tests.tiny:model, 171 trainable parameters, 1 batch '
       'normalisations in branches clean, adversarial',
-      'method: conadv, lag 2, 8 F a step (vanilla 3 F)',
-      'updates: 6 of 8 examples = 2 virtual replica(s) of 4; warm-up 2, peak '
-      'learning rate 1',
-      'optimizer: lars; 6 of 8 tensors (rank <= 1: batch normalisation and '
+      'method: conadv, lag 2; forward passes F a step: 8 in all, 2 in a row '
+      '(vanilla: 3 and 2)',
+      'updates: 6 of 8 examples = 2 virtual replica(s) of 4; warm-up 2 from '
+      'learning rate 0, peak 1',
+      'lars: 6 of 8 tensors (rank <= 1: batch normalisation and '
       'biases) take no scaling and no decay',
       'held: one batch 384 bytes (uint8), its adversaries 1,536 bytes '
       '(float32)',
@@ -187,3 +188,9 @@ def test_an_unbroken_run_a_finished_one_and_a_quiet_one(
   assert (quiet.code, quiet.out) == (0, '')
   assert 'Traceback' not in quiet.err
   assert (tmp_path / 'quiet' / 'results.json').exists()
+
+
+def test_an_unknown_flag_is_one_line() -> None:
+  message = commands.run(_TRAIN, _TINY, '--model_dirr=x').refusal()
+  assert 'model_dirr' in message
+  assert 'unexpected argument' in commands.run(_TRAIN, 'stray').refusal()

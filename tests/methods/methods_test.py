@@ -196,7 +196,7 @@ def test_segments() -> None:
 
 @pytest.mark.parametrize('options', [
     dict(lag=-1), dict(execution='parallel'), dict(adversarial_fraction=0),
-    dict(adversarial_fraction=1.5), dict(adversarial_weight=1.0),
+    dict(adversarial_fraction=1.5), dict(adversarial_weight=1.1),
     dict(adversarial_weight=-0.1), dict(bn_branches=0), dict(bn_branches=4)])
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
   with pytest.raises(ValueError, match=next(iter(options))):

@@ -240,9 +240,8 @@ def test_resuming_at_3_equals_straight_to_6(
   second = make()
   for target, source in zip(_state(second), _state(first), strict=True):
     target.assign(source)
-  if execution == 'concurrent':
-    assert first.snapshot
-    second.restore_snapshot(first.snapshot)
+  assert bool(first.snapshot) == (execution == 'concurrent')
+  second.restore_snapshot(first.snapshot)
   second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
   np.testing.assert_array_equal(
       running.values(second), _straight(lag, execution))
