@@ -62,11 +62,12 @@ demo: $(INSTALLED)
 	  "$(DEMO)/export (the model); curves: $(VENV)/bin/tensorboard" \
 	  "--logdir=$(DEMO)"
 
+# Tests mostly trace graphs, in one thread: two processes for two cores.
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(INSTALLED)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
