@@ -17,6 +17,8 @@ Key = tf.Tensor  # int32 [2]
 ATTACK_NOISE = 1
 ATTACK_TARGET = 2
 DROPOUT = 3
+ORDER = 16
+AUGMENTATION = 17
 
 
 def make_key(seed: int, purpose: int, *data: tf.Tensor | int) -> Key:
@@ -48,6 +50,11 @@ def uniform(key: Key, shape: tf.Tensor | list[int]) -> tf.Tensor:
   bits = tf.random.stateless_uniform(
       shape, seed=key, minval=None, maxval=None, dtype=tf.uint32,
       alg="philox")
+  return unit_floats(bits)
+
+
+def unit_floats(bits: tf.Tensor) -> tf.Tensor:
+  """Maps uint32 bits to float32 numbers on [0, 1), 24 bits each."""
   # int32, since XLA and some CPU kernels lack casts from uint32.
   high = tf.bitcast(tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32)),
                     tf.int32)

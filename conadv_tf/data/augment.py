@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from conadv_tf import randomness
 from conadv_tf.config import InputError
 
 NAMES = ('none', 'crop_flip', 'autoaugment', 'randaugment')
@@ -77,12 +78,6 @@ def apply(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   return crop_flip(images, bits[:, :_CROP_WORDS])
 
 
-def uniform(bits: tf.Tensor) -> tf.Tensor:
-  """Makes float32 on [0, 1), with 24 random bits each, of uint32 bits."""
-  high = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
-  return tf.cast(tf.bitcast(high, tf.int32), tf.float32) * 2.0**-24
-
-
 def crop_flip(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   """Shifts by up to 4 pixels over zeros and flips every second image.
 
@@ -97,7 +92,7 @@ def crop_flip(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   """
   _, height, width, _ = images.shape
   pad = 4 if min(height, width) >= 16 else 1
-  draws = uniform(bits)
+  draws = randomness.unit_floats(bits)
   corner = tf.cast(draws[:, :2] * float(2 * pad + 1), tf.int32)
   padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
   rows = corner[:, :1] + tf.range(height)
@@ -116,7 +111,7 @@ def _library(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
   def one(arguments: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
     image, row = arguments
-    with _keyed_draws(library, uniform(row)):
+    with _keyed_draws(library, randomness.unit_floats(row)):
       return distort(image)
 
   # Its operations are written for RGB.

@@ -16,10 +16,6 @@ from conadv_tf.data.source import Source
 
 _Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # Image, label, weight.
 
-# Purposes of keys; others are listed in `randomness`.
-_ORDER = 16
-_AUGMENTATION = 17
-
 _PHILOX = 1
 _WORDS_PER_COUNT = 4  # Philox makes 128 bits for each value of its counter.
 _SHUFFLE_ROUNDS = 12
@@ -58,8 +54,8 @@ def train_dataset(
   augmentation.check(augment, source.image_shape)
   words = augmentation.words(augment)
   with tf.device('CPU:0'):
-    order_key = randomness.make_key(seed, _ORDER)
-    augmentation_key = randomness.make_key(seed, _AUGMENTATION)
+    order_key = randomness.make_key(seed, randomness.ORDER)
+    augmentation_key = randomness.make_key(seed, randomness.AUGMENTATION)
 
   def element(number: tf.Tensor) -> _Batch:
     first = number * rows

@@ -129,18 +129,3 @@ class RobustEvaluator(clean.Evaluator):
       return self._attack(
           lambda x: self.summed_loss(label, x, weight),
           tf.cast(image, tf.float32), keys, self._pixel_range)
-
-
-def robust_accuracy(network: networks.Network, dataset: tf.data.Dataset,
-                    loss: per_example.PerExampleLoss,
-                    attack: gradient_attacks.Pgd,
-                    strategy: tf.distribute.Strategy, branch: str, seed: int,
-                    pixel_range: tuple[float, float]) -> float:
-  """Share of examples that are classified rightly under attack.
-
-  Traces anew at every call; a `RobustEvaluator` can be used again. The
-  arguments are its and those of its call.
-  """
-  evaluator = RobustEvaluator(network, loss, attack, strategy, branch, seed,
-                              pixel_range)
-  return evaluator(dataset)["accuracy"]

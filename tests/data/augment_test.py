@@ -8,6 +8,7 @@ from official.vision.ops import augment as library
 import pytest
 import tensorflow as tf
 
+from conadv_tf import randomness
 from conadv_tf.config import InputError
 from conadv_tf.data import augment
 
@@ -31,7 +32,7 @@ def _uniform_words(rows: int, name: str) -> np.ndarray:
 def test_uniform_has_24_bits_and_stays_below_one() -> None:
   bits = tf.constant([0, 255, 256, 2**31, 2**32 - 1], tf.uint32)
   np.testing.assert_array_equal(
-      augment.uniform(bits), np.float32([0, 0, 2**-24, 0.5, 1 - 2**-24]))
+      randomness.unit_floats(bits), np.float32([0, 0, 2**-24, 0.5, 1 - 2**-24]))
 
 
 @pytest.mark.parametrize('size, pad', [(8, 1), (15, 1), (16, 4), (32, 4)])

@@ -51,6 +51,11 @@ def test_a_bad_radius_is_refused(radius: str) -> None:
     robust.named_attack(f"pgd20@{radius}", 4.0)
 
 
+def robust_accuracy(network: networks.Network, dataset: tf.data.Dataset,
+                    *arguments: object) -> float:
+  return robust.RobustEvaluator(network, *arguments)(dataset)["accuracy"]
+
+
 def brighter_than_middle(statistics: bool = False) -> networks.Network:
   """One pixel x in 0..255; logits (x - 127.5, 127.5 - x) / 32.
 
@@ -83,7 +88,7 @@ def test_accuracy_of_a_threshold(name: str, branch: str, middle: float) -> None:
   greys = np.arange(256)
   moved = np.where(greys < 128, greys + 10, greys - 10)
   right = np.where(greys < 128, moved < middle, moved > middle)
-  found = robust.robust_accuracy(
+  found = robust_accuracy(
       brighter_than_middle(True),
       pipeline.evaluation_dataset(all_greys(), 100), LOSS,
       robust.named_attack(name, 10.0), DEFAULT(), branch, 0, PIXELS)
@@ -99,7 +104,7 @@ def test_radius_counts_in_the_pixel_range() -> None:
   batches = pipeline.evaluation_dataset(all_greys(), 64).map(
       lambda image, label, weight: (
           tf.cast(image, tf.float32) / 255.0, label, weight))
-  found = robust.robust_accuracy(
+  found = robust_accuracy(
       network, batches, LOSS, robust.named_attack("fgsm", 10.0), DEFAULT(),
       "clean", 0, (0.0, 1.0))
   assert found == (256 - 20) / 256
