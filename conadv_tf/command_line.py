@@ -13,6 +13,14 @@ from absl import app, flags, logging
 def start(main: Callable[[], None]) -> None:
   """Parses the flags and calls `main`; flag errors are one line as well."""
   def parse(arguments: list[str]) -> list[str]:
+    if "--helpfull" in arguments:
+      app.usage(writeto_stdout=True, exitcode=0)
+    if "--help" in arguments:
+      name = main.__module__  # flags know a script by its path
+      print(sys.modules[name].__doc__)
+      print(flags.FLAGS.module_help(
+          sys.argv[0] if name == "__main__" else name))
+      sys.exit(0)
     try:
       rest = flags.FLAGS(arguments)
     except flags.Error as error:

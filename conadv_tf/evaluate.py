@@ -28,9 +28,14 @@ def main() -> None:
     from conadv_tf import config, runs
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
-    if _OUTPUT.value and os.path.isdir(_OUTPUT.value):
-      raise config.InputError(f"--output={_OUTPUT.value} is a directory; name "
-                              "a file")
+    if _OUTPUT.value:  # an evaluation is too long to find out afterwards
+      try:
+        os.makedirs(os.path.dirname(_OUTPUT.value) or ".", exist_ok=True)
+        with open(_OUTPUT.value, "a", encoding="utf-8"):
+          pass
+      except OSError as error:
+        raise config.InputError(f"--output={_OUTPUT.value} cannot be written: "
+                                f"{error.strerror}") from error
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     limit = _TRAIN_EXAMPLES.value
     if limit is None:
@@ -39,11 +44,10 @@ def main() -> None:
     report = {"step": checkpoint.step, "branch": _BRANCH.value}
     report.update({f"validation/{k}": v for k, v in figures.items()})
     text = json.dumps(report, indent=2)
+    print(text)
     if _OUTPUT.value:
-      os.makedirs(os.path.dirname(_OUTPUT.value) or ".", exist_ok=True)
       with open(_OUTPUT.value, "w", encoding="utf-8") as file:
         file.write(text + "\n")
-    print(text)
 
 
 def run() -> None:

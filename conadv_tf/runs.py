@@ -59,6 +59,13 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     InputError: for anything the user can mend; nothing was overwritten.
   """
   directory = run_directory.RunDirectory(model_dir, config.checkpoint.keep)
+  with directory.locked():
+    return _run(config, directory, evaluates, quiet)
+
+
+def _run(config: config_lib.ExperimentConfig,
+         directory: run_directory.RunDirectory, evaluates: bool,
+         quiet: bool) -> dict[str, Any]:
   saved = directory.saved_config()
   directory.check(config)
   run_directory.keep_virtual_replicas(saved, config)

@@ -194,3 +194,9 @@ def test_an_unknown_flag_is_one_line() -> None:
   message = commands.run(_TRAIN, _TINY, '--model_dirr=x').refusal()
   assert 'model_dirr' in message
   assert 'unexpected argument' in commands.run(_TRAIN, 'stray').refusal()
+
+
+def test_help_succeeds() -> None:
+  for flag in ('--help', '--helpfull'):
+    done = commands.run(_TRAIN, flag)
+    assert done.code == 0 and '--config_file' in done.out

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conadv_tf import config, runs
+from conadv_tf.training import run_directory
 from tests import commands, events, tiny
 
 _SETTINGS = ('runtime.micro_batches=2,checkpoint.every_epochs=0.33333,'
@@ -226,3 +227,24 @@ def test_an_exception_leaves_a_run_that_goes_on(
   assert not (tmp_path / 'results.json').exists()
   runs.run(tiny.load(_SETTINGS), str(tmp_path), quiet=True)
   _assert_same_end(finished, tmp_path)
+
+
+def test_a_second_run_in_the_same_directory_is_refused(
+    tmp_path: pathlib.Path) -> None:
+  directory = run_directory.RunDirectory(str(tmp_path / 'run'))
+  with directory.locked():
+    with pytest.raises(config.InputError, match='in use by another process'):
+      runs.run(tiny.load(), str(tmp_path / 'run'), quiet=True)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_damaged_records_are_made_again(
+    copied: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+  expected = (copied / 'results.json').read_text()
+  (copied / 'results.json').write_text('{"a":')
+  with open(copied / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+    file.write('{}\n')
+  with caplog.at_level(logging.WARNING):
+    runs.run(tiny.load(_SETTINGS), str(copied), quiet=True)
+  assert (copied / 'results.json').read_text() == expected
+  assert sum('damaged' in r.getMessage() for r in caplog.records) >= 2

@@ -1,6 +1,7 @@
 """Checks of arrays that users bring."""
 
 from collections.abc import Sequence
+import re
 
 import numpy as np
 
@@ -78,5 +79,7 @@ def check_labels(
 
 def first_line(error: BaseException) -> str:
   """Returns the first line of an error, for use inside another's."""
-  lines = str(getattr(error, 'message', '') or error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__
+  text = str(getattr(error, 'message', '') or error)
+  # TensorFlow puts the names of its nodes in front.
+  lines = re.sub(r'\{\{.*?\}\}', '', text).strip().splitlines()
+  return lines[0].strip() if lines else type(error).__name__

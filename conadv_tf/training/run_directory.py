@@ -8,6 +8,9 @@ model_dir/
   results.json   the last one, when the run is finished
 """
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -63,6 +66,37 @@ class RunDirectory:
           f"model_dir {self.path} holds a different configuration "
           f"({shown}); use another model_dir, or delete this one")
 
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Keeps other runs out; a killed process lets go by itself.
+
+    Raises:
+      InputError: if another run is in, or the directory cannot be written.
+    """
+    created = not os.path.isdir(self.path)
+    try:
+      os.makedirs(self.path, exist_ok=True)
+      descriptor = os.open(self.path, os.O_RDONLY)
+    except OSError as error:
+      raise config_lib.InputError(
+          f"model_dir {self.path} cannot be written: {error.strerror}; name "
+          "another directory") from error
+    try:
+      try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise config_lib.InputError(
+            f"model_dir {self.path} is in use by another process; wait for "
+            "it, stop it, or name another directory") from error
+      except OSError:
+        logging.warning("%s cannot be locked; make sure that no other process "
+                        "uses it", self.path)
+      yield
+    finally:
+      if created and not os.listdir(self.path):
+        os.rmdir(self.path)  # refused input leaves nothing behind
+      os.close(descriptor)
+
   def open(self, config: config_lib.ExperimentConfig) -> None:
     """Starts or continues a run here: writes params.yaml.
 
@@ -93,9 +127,13 @@ class RunDirectory:
     with open(path, encoding="utf-8") as file:
       for line in file:
         try:
-          records.append(json.loads(line))
+          record = json.loads(line)
         except json.JSONDecodeError:
-          logging.warning("%s: dropping a torn line", path)
+          record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+          records.append(record)
+        else:
+          logging.warning("%s: dropping a damaged line", path)
     return records
 
   def cut_metrics(self, step: int) -> None:
@@ -114,8 +152,15 @@ class RunDirectory:
     path = self.file("results.json")
     if not os.path.exists(path):
       return None
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
+    try:
+      with open(path, encoding="utf-8") as file:
+        results = json.load(file)
+    except ValueError:
+      results = None
+    if not isinstance(results, dict):
+      logging.warning("%s is damaged; it is made again", path)
+      return None
+    return results
 
   def _replace(self, name: str, text: str) -> None:
     temporary = self.file(name + ".tmp")

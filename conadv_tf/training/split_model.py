@@ -69,6 +69,12 @@ class SplitModel(tf.keras.Model):
     """Prints the layers of the network's model."""
     self.network.model.summary(*args, **kwargs)
 
+  @property
+  def metrics_names(self) -> list[str]:
+    """Names of what `evaluate` returns."""
+    names = ["loss"] + [m.name for m in self.compiled_metrics.metrics]
+    return names if self._is_compiled else []
+
   def save_weights(self, *args: Any, **kwargs: Any) -> Any:
     """Saves the merged model's weights."""
     return self.merge().save_weights(*args, **kwargs)

@@ -65,7 +65,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(
   with open(tmp_path / 'metrics.jsonl', 'a', encoding='utf-8') as file:
     file.write('{"step": 8, "lo')
   assert [r['step'] for r in directory.metrics()] == [2, 4, 6]
-  assert 'dropping a torn line' in caplog.text
+  assert 'dropping a damaged line' in caplog.text
   directory.cut_metrics(4)
   assert directory.metrics() == [{'step': 2, 'loss': 2 / 3},
                                  {'step': 4, 'loss': 4 / 3}]
