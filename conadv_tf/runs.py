@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf import config as config_lib
+from conadv_tf import description, methods
 from conadv_tf import experiment as experiments
-from conadv_tf import methods
 from conadv_tf.evaluation import serving
 from conadv_tf.layers import routing
 from conadv_tf.training import (
@@ -89,7 +89,7 @@ def _run(config: config_lib.ExperimentConfig,
     step, seconds = latest.step, latest.extra["seconds"]
   directory.open(config)
   if not quiet:
-    print(experiment.describe(), flush=True)
+    print(description.describe(experiment), flush=True)
   if step:
     logging.warning("resuming at update %d of %d", step, total)
   directory.cut_metrics(step)

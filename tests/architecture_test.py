@@ -21,7 +21,7 @@ LEVELS = (
     ("methods",),
     ("training", "evaluation", "analysis"),
     ("command_line", "experiment"),
-    ("runs",),
+    ("description",),
     ("runs",),
     ("__init__", "train", "evaluate", "export"),
 )

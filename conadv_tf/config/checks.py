@@ -33,6 +33,13 @@ _RANGES = {
     'data.image_size': _AT_LEAST_1,
     'data.num_classes': ('at least 2', lambda v: v >= 2),
     'data.num_examples': _AT_LEAST_1,
+    'data.mixup': _NOT_NEGATIVE,
+    'data.cutmix': _NOT_NEGATIVE,
+    'data.train_examples': _AT_LEAST_1,
+    'data.validation_examples': _AT_LEAST_1,
+    'data.label_offset': _NOT_NEGATIVE,
+    'data.max_bad_examples': _NOT_NEGATIVE,
+    'data.shuffle_buffer': _AT_LEAST_1,
     'objective.label_smoothing': _BELOW_1,
     'method.lag': _NOT_NEGATIVE,
     'method.adversarial_fraction':
@@ -49,6 +56,11 @@ _RANGES = {
     'optimizer.epsilon': _NOT_NEGATIVE,
     'optimizer.beta_1': _BELOW_1,
     'optimizer.beta_2': _BELOW_1,
+    'optimizer.clipnorm': _POSITIVE,
+    'optimizer.clipvalue': _POSITIVE,
+    'optimizer.global_clipnorm': _POSITIVE,
+    'optimizer.ema_momentum': _BELOW_1,
+    'bn.group_size': ('1 or more, or 0 for all replicas', lambda v: v >= 0),
     'schedule.epochs': _POSITIVE,
     'schedule.peak_lr': _NOT_NEGATIVE,
     'schedule.warmup_epochs': _NOT_NEGATIVE,
@@ -66,6 +78,8 @@ _RANGES = {
     'evaluation.offset_epochs': _NOT_NEGATIVE,
     'evaluation.batch_size': _AT_LEAST_1,
     'evaluation.train_examples': _NOT_NEGATIVE,
+    'evaluation.target_accuracy': _PROBABILITY,
+    'evaluation.patience': _AT_LEAST_1,
 }
 
 

@@ -16,7 +16,8 @@ from conadv_tf.config.schema import (
     show,
 )
 
-_NO_PART_OF_THE_EXPERIMENT = ('runtime', 'checkpoint', 'evaluation', 'derived')
+_NO_PART_OF_THE_EXPERIMENT = (
+    'runtime', 'checkpoint', 'evaluation', 'mlperf', 'derived')
 
 
 def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:

@@ -23,16 +23,29 @@ class InputError(ValueError):
 
 @dataclasses.dataclass
 class DataConfig(base_config.Config):
-  """What is trained on; `builder` is the TFDS name, null means no limit."""
+  """What is trained on; `builder` is the TFDS name, null means no limit.
+
+  `num_examples` keeps a part of the training set; `train_examples` and
+  `validation_examples` say how many there must be.
+  """
   name: str = 'digits'
   path: str | None = None
   builder: str | None = None
   global_batch_size: int = 256
   image_size: int | None = None
   num_classes: int | None = None
+  preprocessing: Literal['resize', 'imagenet'] = 'resize'
   augment: Literal['none', 'crop_flip', 'autoaugment', 'randaugment'] = 'none'
+  mixup: float = 0.0
+  cutmix: float = 0.0
   cache: bool = True
   num_examples: int | None = None
+  train_examples: int | None = None
+  validation_examples: int | None = None
+  label_offset: int = 1
+  max_bad_examples: int = 0
+  shuffle_buffer: int = 10000
+  deterministic: bool = True
 
 
 @dataclasses.dataclass
@@ -43,6 +56,7 @@ class ModelConfig(base_config.Config):
 
   name: str = 'resnet20'
   args: dict | None = None
+  initial_weights: str | None = None
 
   def _set(self, k: str, v: Any) -> None:
     if k == 'args':
@@ -66,13 +80,16 @@ class ObjectiveConfig(base_config.Config):
 
 @dataclasses.dataclass
 class MethodConfig(base_config.Config):
-  """How clean and adversarial examples are combined, and how stale."""
+  """How clean and adversarial examples are combined, and how stale.
+
+  Null `adversarial_weight` gives every stream the same weight.
+  """
   name: str = 'conadv'
   lag: int = 1
   execution: Literal['concurrent', 'sequential'] = 'concurrent'
   adversary: Literal['fresh', 'recycled'] = 'fresh'
   adversarial_fraction: float = 1.0
-  adversarial_weight: float = 0.5
+  adversarial_weight: float | None = None
   pairing: Literal['same_batch', 'next_batch'] = 'same_batch'
   bn_branches: Literal[1, 2, 3] = 2
   rebalance_branch_gradients: bool = False
@@ -97,8 +114,14 @@ class AttackConfig(base_config.Config):
 
 
 @dataclasses.dataclass
+class BatchNormConfig(base_config.Config):
+  """Replicas that share batch statistics in training; 0 means all."""
+  group_size: int = 1
+
+
+@dataclasses.dataclass
 class OptimizerConfig(base_config.Config):
-  """Null `epsilon` means the optimizer's own default."""
+  """Null `epsilon` means the optimizer's own default, other nulls off."""
   name: Literal['lars', 'sgd', 'adamw'] = 'lars'
   momentum: float = 0.9
   nesterov: bool = False
@@ -107,11 +130,19 @@ class OptimizerConfig(base_config.Config):
   epsilon: float | None = None
   beta_1: float = 0.9
   beta_2: float = 0.999
+  clipnorm: float | None = None
+  clipvalue: float | None = None
+  global_clipnorm: float | None = None
+  ema_momentum: float | None = None
 
 
 @dataclasses.dataclass
 class ScheduleConfig(base_config.Config):
-  """Learning rate over time, in epochs; `values` are factors of peak_lr."""
+  """Learning rate over time, in epochs; `values` are factors of peak_lr.
+
+  `convention: mlperf` counts as the MLPerf reference does: whole updates an
+  epoch (N // B), and a decay that is one update longer than the run.
+  """
   name: Literal[
       'polynomial', 'piecewise', 'cosine', 'cyclic', 'constant'] = 'polynomial'
   epochs: float = 20.0
@@ -121,6 +152,7 @@ class ScheduleConfig(base_config.Config):
   end_lr: float = 1e-4
   boundaries: _List[float] = dataclasses.field(default_factory=list)
   values: _List[float] = dataclasses.field(default_factory=list)
+  convention: Literal['exact', 'mlperf'] = 'exact'
 
 
 @dataclasses.dataclass
@@ -130,6 +162,7 @@ class RuntimeConfig(base_config.Config):
   num_replicas: int = 1
   micro_batches: int = 1
   precision: Literal['float32', 'mixed_bfloat16', 'mixed_float16'] = 'float32'
+  reduce_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   deterministic: bool = False
   jit_compile: bool = False
   steps_per_execution: int = 1
@@ -145,12 +178,29 @@ class CheckpointConfig(base_config.Config):
 
 @dataclasses.dataclass
 class EvaluationConfig(base_config.Config):
-  """`train_examples` are evaluated for the generalisation gap; 0 is off."""
+  """`train_examples` are evaluated for the generalisation gap; 0 is off.
+
+  `target_accuracy` stops the run where validation accuracy reaches it,
+  `patience` after so many evaluations without a better `monitor`.
+  """
   every_epochs: int = 1
   offset_epochs: int = 0
   batch_size: int = 256
   attacks: _List[str] = dataclasses.field(default_factory=list)
   train_examples: int = 0
+  target_accuracy: float | None = None
+  patience: int | None = None
+  monitor: str = 'accuracy'
+
+
+@dataclasses.dataclass
+class MlperfConfig(base_config.Config):
+  """A compliant log at model_dir/mlperf.log; what its head names."""
+  log: bool = False
+  organization: str = 'none'
+  platform: str = 'none'
+  division: Literal['closed', 'open'] = 'closed'
+  status: Literal['cloud', 'onprem', 'preview', 'research'] = 'research'
 
 
 @dataclasses.dataclass
@@ -179,11 +229,13 @@ class ExperimentConfig(base_config.Config):
   objective: ObjectiveConfig = _group(ObjectiveConfig)
   method: MethodConfig = _group(MethodConfig)
   attack: AttackConfig = _group(AttackConfig)
+  bn: BatchNormConfig = _group(BatchNormConfig)
   optimizer: OptimizerConfig = _group(OptimizerConfig)
   schedule: ScheduleConfig = _group(ScheduleConfig)
   runtime: RuntimeConfig = _group(RuntimeConfig)
   checkpoint: CheckpointConfig = _group(CheckpointConfig)
   evaluation: EvaluationConfig = _group(EvaluationConfig)
+  mlperf: MlperfConfig = _group(MlperfConfig)
   derived: DerivedConfig = _group(DerivedConfig)
 
 

@@ -28,7 +28,7 @@ class AdversarialMethod(method.Method):
            "perturbation_linf", "perturbation_l2")
 
   def __init__(self, *, adversarial_fraction: float = 1.0,
-               adversarial_weight: float = 0.5, bn_branches: int = 2,
+               adversarial_weight: float | None = None, bn_branches: int = 2,
                rebalance_branch_gradients: bool = False):
     """Checks and keeps the options.
 
@@ -38,6 +38,8 @@ class AdversarialMethod(method.Method):
     if not 0 < adversarial_fraction <= 1:
       raise ValueError("adversarial_fraction must be in (0, 1], got "
                        f"{adversarial_fraction}")
+    if adversarial_weight is None:
+      adversarial_weight = 0.5
     if not 0 <= adversarial_weight <= 1:
       raise ValueError("adversarial_weight must be in [0, 1], got "
                        f"{adversarial_weight}")
