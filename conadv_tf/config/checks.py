@@ -101,7 +101,14 @@ def validate(config: ExperimentConfig) -> None:
     if leaves[key] == value:
       raise InputError(f'{key}: {value!r} is not available yet; leave it out')
   _check_replicas(config.runtime)
+  _check_reduction(config.runtime)
   _check_schedule(config.schedule)
+  clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
+              if leaves[f'optimizer.{key}'] is not None]
+  if len(clipping) > 1:
+    raise InputError(
+        f'optimizer.{clipping[1]}: optimizer.{clipping[0]} is set as well; '
+        'set one of them')
 
 
 def _check_replicas(runtime: RuntimeConfig) -> None:
@@ -109,6 +116,14 @@ def _check_replicas(runtime: RuntimeConfig) -> None:
     raise InputError(
         f'runtime.num_replicas: strategy one_device has 1 replica, got '
         f'{runtime.num_replicas}; set runtime.strategy=mirrored')
+
+
+def _check_reduction(runtime: RuntimeConfig) -> None:
+  if runtime.deterministic and runtime.reduce_dtype != 'float32':
+    raise InputError(
+        f'runtime.reduce_dtype: {runtime.reduce_dtype} and '
+        'runtime.deterministic, which sums in float64, exclude each other; '
+        'turn one of them off')
 
 
 def check_batch(config: ExperimentConfig) -> None:
@@ -123,6 +138,11 @@ def check_batch(config: ExperimentConfig) -> None:
         f'{replicas} runtime.num_replicas x {micro_batches} '
         f'runtime.micro_batches = {parts}; the nearest batch that does is '
         f'{nearest}')
+  group = config.bn.group_size or replicas
+  if replicas % group:
+    raise InputError(
+        f'bn.group_size: groups of {group} do not divide the {replicas} '
+        'runtime.num_replicas; 1 is no groups, 0 one of all replicas')
 
 
 def _check_schedule(schedule: ScheduleConfig) -> None:

@@ -7,7 +7,12 @@ import tensorflow as tf
 
 from conadv_tf import randomness
 from conadv_tf.layers import outputs as output_lib
-from conadv_tf.layers import routed_dropout, routing, split_batch_norm
+from conadv_tf.layers import (
+  group_statistics,
+  routed_dropout,
+  routing,
+  split_batch_norm,
+)
 
 _ASSIGNMENTS = frozenset({
     "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
@@ -114,24 +119,32 @@ class Network(tf.Module):
     model: the converted clone, a Keras model; its own batch normalisations
       are the clean branch.
     branches: names of the branches, clean first.
+    group_size: replicas that share batch statistics in TRAIN; 0 means all.
     layers: the converted batch normalisations in the model's order.
     layer_variables: for each of them, branch -> BranchVariables.
     output_shape: of the model, [2, classes].
   """
 
-  def __init__(self, model: tf.keras.Model, branches: tuple[str, ...]):
+  def __init__(self, model: tf.keras.Model, branches: tuple[str, ...],
+               group_size: int = 1):
     """Clones and converts a model; the original stays as it is.
 
     Args:
       model: any built Keras model with one input and one output.
       branches: from `routing.BRANCHES`.
+      group_size: neighbouring replicas that share batch statistics in TRAIN;
+        0 means all, 1 none. PROBE is always local.
 
     Raises:
       ValueError: naming the layer, if a batch normalisation cannot be
-        converted or is not reached, or the model cannot be cloned.
+        converted or is not reached, the model cannot be cloned, or the
+        groups do not divide the replicas.
     """
     super().__init__(name="network")
+    group_statistics.check(
+        group_size, model.distribute_strategy.num_replicas_in_sync)
     self.branches = branches
+    self.group_size = group_size
     for layer in model._flatten_layers():  # pylint: disable=protected-access
       split_batch_norm.check_supported(layer)
     self.model = clone(model)
@@ -248,7 +261,7 @@ class Network(tf.Module):
       The model's output [b, classes] as float32; in TRAIN also the packed
       batch statistics, float32 [n], for `update_statistics`.
     """
-    route = routing.Route(segments, mode, key)
+    route = routing.Route(segments, mode, key, self.group_size)
     with routing.routing(route):
       outputs = self.model(tf.cast(images, tf.float32),
                            training=mode is not routing.Mode.EVAL)
@@ -331,7 +344,7 @@ class Network(tf.Module):
 
   def copy(self) -> "Network":
     """Another network with the same values in variables of its own."""
-    other = Network(self.model, self.branches)
+    other = Network(self.model, self.branches, self.group_size)
     other.assign(self.variables)
     return other
 

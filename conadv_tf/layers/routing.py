@@ -51,6 +51,7 @@ class Route:
     segments: static row ranges and the branch each takes.
     mode: TRAIN, PROBE or EVAL.
     key: int32 [2] key of the dropout masks; None where none are drawn.
+    group_size: replicas that share batch statistics in TRAIN; 0 means all.
     statistics: filled in TRAIN: (layer index, branch) -> a (mean, variance)
       pair for every call of that layer.
     calls: dropout layer index -> its calls so far in this pass.
@@ -59,6 +60,7 @@ class Route:
   segments: Segments
   mode: Mode
   key: randomness.Key | None = None
+  group_size: int = 1
   statistics: dict[tuple[int, str], list[tuple[tf.Tensor, tf.Tensor]]] = (
       dataclasses.field(default_factory=dict))
   calls: dict[int, int] = dataclasses.field(default_factory=dict)

@@ -10,7 +10,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from conadv_tf.layers import routing
+from conadv_tf.layers import group_statistics, routing
 
 # Siblings that share a base class which Keras does not export.
 BATCH_NORMS = (
@@ -133,8 +133,9 @@ def route(layer: BatchNorm, index: int,
         y = _normalise_moving(layer, x, variables)
       else:
         train = active.mode is routing.Mode.TRAIN
-        y, mean, variance = _normalise_batch(
-            layer, x, variables, piece_mask, synchronise=train)
+        normalise = (_normalise_group if train and active.group_size != 1
+                     else _normalise_batch)
+        y, mean, variance = normalise(layer, x, variables, piece_mask, active)
         if train:
           active.statistics.setdefault((index, branch), []).append(
               (mean, variance))
@@ -169,7 +170,7 @@ def _normalise_moving(layer: BatchNorm, x: tf.Tensor,
 
 def _normalise_batch(
     layer: BatchNorm, x: tf.Tensor, variables: BranchVariables,
-    mask: tf.Tensor | None, synchronise: bool
+    mask: tf.Tensor | None, active: routing.Route
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
   """Normalises with batch statistics.
 
@@ -178,8 +179,8 @@ def _normalise_batch(
     x: [rows, ...].
     variables: the branch's.
     mask: Keras mask or None.
-    synchronise: whether a SyncBatchNormalization may talk to other replicas.
-      It may in training; an attack is local (ConAdv section 3.2).
+    active: the route. A SyncBatchNormalization may talk to other replicas in
+      training; an attack is local (ConAdv section 3.2).
 
   Returns:
     (normalised x, mean, variance). The variance is what Keras would feed the
@@ -194,11 +195,32 @@ def _normalise_batch(
   y = tf.cast(x, variables.moving_mean.dtype)
   axes = [i for i in range(x.shape.rank) if i not in layer.axis]
   keep_dims = len(layer.axis) > 1
-  moments = (layer._calculate_mean_and_var if synchronise
+  moments = (layer._calculate_mean_and_var
+             if active.mode is routing.Mode.TRAIN
              else layer._no_sync_calculate_mean_and_var)  # pylint: disable=protected-access
   mean, variance = moments(y, axes, keep_dims, mask=mask)
   return (_normalise_unfused(layer, x, variables, mean, variance), mean,
           variance)
+
+
+def _normalise_group(
+    layer: BatchNorm, x: tf.Tensor, variables: BranchVariables,
+    mask: tf.Tensor | None, active: routing.Route
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """As `_normalise_batch`, over a group of replicas."""
+  dtype = variables.moving_mean.dtype
+  axes = [i for i in range(x.shape.rank) if i not in layer.axis]
+  mean, variance = layer._no_sync_calculate_mean_and_var(  # pylint: disable=protected-access
+      tf.cast(x, dtype), axes, len(layer.axis) > 1, mask=mask)
+  size = tf.cast(tf.size(x), dtype) / tf.cast(tf.size(mean), dtype)
+  if mask is not None:
+    size *= tf.reduce_mean(tf.cast(mask, dtype))
+  mean, variance, size = group_statistics.moments(
+      mean, variance, size, variables.moving_mean, active.group_size)
+  y = _normalise_unfused(layer, x, variables, mean, variance)
+  if layer.fused:  # whose kernel reports the unbiased variance
+    variance *= size / tf.maximum(size - 1, 1)
+  return y, mean, variance
 
 
 def _normalise_unfused(layer: BatchNorm, x: tf.Tensor,

@@ -17,7 +17,8 @@ class AdversarialMethod(method.Method):
       replica get an adversarial copy.
     adversarial_weight: w in (1 - w) * clean + w * adversarial loss.
     bn_branches: 2 splits batch normalisation; 1 normalises clean and
-      adversarial rows together, once.
+      adversarial rows together, once; 3 trains on an augmented view of the
+      batch (`Batch.augmented`) as well, through statistics of its own.
     rebalance_branch_gradients: divides the gradients of each branch's own
       gamma and beta by the branch's share of the loss.
   """
@@ -32,6 +33,13 @@ class AdversarialMethod(method.Method):
                rebalance_branch_gradients: bool = False):
     """Checks and keeps the options.
 
+    Args:
+      adversarial_fraction: in (0, 1].
+      adversarial_weight: in [0, 1]; None weighs all streams alike: 1/2, and
+        1/3 with three branches, whose augmented and clean rows share 1 - w.
+      bn_branches: 1, 2 or 3.
+      rebalance_branch_gradients: needs split statistics and 0 < w < 1.
+
     Raises:
       ValueError: if an option is outside its range.
     """
@@ -39,32 +47,34 @@ class AdversarialMethod(method.Method):
       raise ValueError("adversarial_fraction must be in (0, 1], got "
                        f"{adversarial_fraction}")
     if adversarial_weight is None:
-      adversarial_weight = 0.5
+      adversarial_weight = 1 / 3 if bn_branches == 3 else 1 / 2
     if not 0 <= adversarial_weight <= 1:
       raise ValueError("adversarial_weight must be in [0, 1], got "
                        f"{adversarial_weight}")
     if rebalance_branch_gradients and (
         bn_branches == 1 or adversarial_weight in (0, 1)):
-      raise ValueError("rebalance_branch_gradients needs bn_branches=2 and "
-                       "0 < adversarial_weight < 1")
-    if bn_branches == 3:
-      raise ValueError("bn_branches=3 (clean, augmented, adversarial) is not "
-                       "available yet; use 1 or 2")
-    if bn_branches not in (1, 2):
-      raise ValueError(f"bn_branches must be 1 or 2, got {bn_branches}")
+      raise ValueError("rebalance_branch_gradients needs bn_branches=2 or 3 "
+                       "and 0 < adversarial_weight < 1")
+    if bn_branches not in routing.BRANCHES:
+      raise ValueError(f"bn_branches must be 1, 2 or 3, got {bn_branches}")
     self.adversarial_fraction = adversarial_fraction
     self.adversarial_weight = adversarial_weight
     self.bn_branches = bn_branches
     self.rebalance_branch_gradients = rebalance_branch_gradients
     self.branches = routing.BRANCHES[bn_branches]
-    self.passes_per_step = 3.0 + 5.0 * adversarial_fraction
+    self.augments = bn_branches == 3
+    self.passes_per_step = (
+        3.0 * (1 + self.augments) + 5.0 * adversarial_fraction)
+    if self.augments:
+      self.terms += ("augmented_loss",)
 
   def segments(self, rows: int) -> routing.Segments:
-    """Clean rows, then their adversarial copies."""
+    """Clean rows, augmented ones, then adversarial copies."""
     copies = self.adversarial_rows(rows)
     if self.bn_branches == 1:
       return ((routing.CLEAN, rows + copies),)
-    return ((routing.CLEAN, rows), (routing.ADVERSARIAL, copies))
+    augmented = ((routing.AUGMENTED, rows),) if self.augments else ()
+    return ((routing.CLEAN, rows), *augmented, (routing.ADVERSARIAL, copies))
 
   def adversarial_rows(self, rows: int) -> int:
     """How many of `rows` get an adversarial copy."""
@@ -94,7 +104,8 @@ class AdversarialMethod(method.Method):
         self.segments(batch.image.shape[0]), self.adversarial_weight)
     if not self.rebalance_branch_gradients:
       return result
-    share = {routing.CLEAN: 1.0 - self.adversarial_weight,
+    natural = (1.0 - self.adversarial_weight) / (1 + self.augments)
+    share = {routing.CLEAN: natural, routing.AUGMENTED: natural,
              routing.ADVERSARIAL: self.adversarial_weight}
     gradients = [
         g if branch is None else g / share[branch] for g, branch in zip(

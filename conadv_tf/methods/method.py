@@ -25,11 +25,14 @@ class Batch(NamedTuple):
     image: [b, h, w, c], any real dtype (uint8 on the wire).
     label: integer [b] or probabilities [b, classes].
     weight: float32 [b], 0 for padding.
+    augmented: a second view of the same examples, [b, h, w, c], for methods
+      that train on it as well; else ().
   """
 
   image: tf.Tensor
   label: tf.Tensor
   weight: tf.Tensor
+  augmented: tf.Tensor | tuple[()] = ()
 
 
 class Held(NamedTuple):
@@ -101,6 +104,7 @@ class Method:
     passes_per_step: forward passes F of the clean batch that a step costs.
     longest_chain: passes F of a step that must run one after another.
     attacks: whether it makes adversarial images.
+    augments: whether it trains on `Batch.augmented` as well.
     terms: names of what `StepResult.terms` holds.
   """
 
@@ -111,6 +115,7 @@ class Method:
   passes_per_step: float = 3.0
   longest_chain: float = 2.0
   attacks: bool = False
+  augments: bool = False
   terms: tuple[str, ...] = ("loss", "clean_loss")
 
   def segments(self, rows: int) -> routing.Segments:
@@ -203,30 +208,55 @@ def random_other_class(label: tf.Tensor, key: randomness.Key,
   return tf.cast(tf.reshape(moved, tf.shape(label)), label.dtype)
 
 
+class _Stream(NamedTuple):
+  """Rows of the training pass that weigh alike, each for one example."""
+
+  name: str
+  image: tf.Tensor
+  weight: float
+
+
+def _streams(batch: Batch, adversarial_image: tf.Tensor | None,
+             adversarial_weight: float) -> list[_Stream]:
+  """Clean, augmented and adversarial rows, those that there are."""
+  natural = [("clean", as_float(batch.image))]
+  if isinstance(batch.augmented, tf.Tensor):
+    natural.append(("augmented", as_float(batch.augmented)))
+  left = 1.0 if adversarial_image is None else 1.0 - adversarial_weight
+  streams = [_Stream(name, image, left / len(natural))
+             for name, image in natural]
+  if adversarial_image is not None:
+    streams.append(
+        _Stream("adversarial", adversarial_image, adversarial_weight))
+  return streams
+
+
 def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
           segments: routing.Segments, adversarial_weight: float
           ) -> StepResult:
   """The training pass: clean rows, then adversarial ones, one gradient.
 
   The objective is (1 - w) * mean clean loss + w * mean adversarial loss plus
-  the model's own losses; w = 0.5 is ConAdv's equation 4.
+  the model's own losses; w = 0.5 is ConAdv's equation 4. Where the batch has
+  augmented rows, they come between the two and share 1 - w with the clean
+  ones.
 
   Args:
     ctx: the context; `ctx.step` keys the dropout masks.
     batch: clean examples [b, ...] and their labels.
     adversarial_image: float32 [a, h, w, c] for the first a <= b examples, or
       None.
-    segments: branches of the b + a rows.
+    segments: branches of all rows.
     adversarial_weight: w.
 
   Returns:
     The result, with nothing held.
   """
-  clean = as_float(batch.image)
-  rows = clean.shape[0]
+  streams = _streams(batch, adversarial_image, adversarial_weight)
+  clean, rows = streams[0].image, streams[0].image.shape[0]
   images = clean
-  if adversarial_image is not None:
-    images = tf.concat([clean, adversarial_image], axis=0)
+  if len(streams) > 1:
+    images = tf.concat([stream.image for stream in streams], axis=0)
   key = randomness.make_key(ctx.seed, randomness.DROPOUT, ctx.step,
                             ctx.virtual_replica)
   network = ctx.network
@@ -235,30 +265,29 @@ def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
   with tf.name_scope("update"), tf.GradientTape() as tape:
     outputs, statistics = network.logits(
         images, segments, routing.Mode.TRAIN, key)
-    clean_outputs = output_lib.take_rows(outputs, 0, rows)
-    clean_loss = per_example.weighted_mean(
-        ctx.loss(batch.label, clean_outputs), batch.weight)
-    loss = clean_loss
-    if adversarial_image is not None:
-      count = adversarial_image.shape[0]
-      label, weight = batch.label[:count], batch.weight[:count]
-      adversarial_outputs = output_lib.take_rows(
-          outputs, rows, rows + count)
-      adversarial_loss = per_example.weighted_mean(
-          ctx.loss(label, adversarial_outputs), weight)
-      loss = ((1.0 - adversarial_weight) * clean_loss
-              + adversarial_weight * adversarial_loss)
-      terms["adversarial_loss"] = adversarial_loss
-    loss += network.regularisation()
+    loss, first = network.regularisation(), 0
+    for stream in streams:
+      count = stream.image.shape[0]
+      mean = per_example.weighted_mean(
+          ctx.loss(batch.label[:count],
+                   output_lib.take_rows(outputs, first, first + count)),
+          batch.weight[:count])
+      terms[f"{stream.name}_loss"] = mean
+      loss += stream.weight * mean
+      first += count
     scaled = ctx.scale_loss(loss)
   gradients = ctx.unscale(tape.gradient(
       scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO))
-  terms.update(loss=loss, clean_loss=clean_loss)
+  terms["loss"] = loss
   if adversarial_image is not None:
     terms.update(_perturbation_terms(ctx, clean, adversarial_image))
+    label = batch.label[:count]
+    adversarial_outputs = output_lib.take_rows(outputs, first - count, first)
     if per_example.is_classification(label, adversarial_outputs):
       terms["adversarial_accuracy"] = per_example.weighted_mean(
-          per_example.is_correct(label, adversarial_outputs), weight)
+          per_example.is_correct(label, adversarial_outputs),
+          batch.weight[:count])
+  clean_outputs = output_lib.take_rows(outputs, 0, rows)
   return StepResult(gradients, statistics, (), terms, clean_outputs, batch)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from conadv_tf.training import batches
+
 
 @dataclasses.dataclass
 class Feed:
@@ -24,7 +26,7 @@ class Feed:
 
 def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
             pixel_range: tuple[float, float] | None, replicas: int,
-            options: Mapping[str, Any]) -> Feed:
+            augments: bool, options: Mapping[str, Any]) -> Feed:
   """Prepares the data of one `fit` call.
 
   Args:
@@ -34,6 +36,7 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     micro_batches: elements per update.
     pixel_range: what image values must span; None does not look at them.
     replicas: that share an element.
+    augments: whether the method trains on two views of an example.
     options: the other arguments of `fit`.
 
   Raises:
@@ -46,12 +49,12 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     dataset = x
   else:
     dataset = _from_arrays(x, y, options)
-  _check_element(dataset.element_spec)
+  batches.check(dataset.element_spec, augments)
   original = int(dataset.cardinality())
   dataset, count = _static(dataset)
   if pixel_range is not None:
     _check_range(dataset, pixel_range)
-  rows = dataset.element_spec[0].shape[0]
+  rows = batches.image(dataset.element_spec).shape[0]
   if rows % replicas:
     raise ValueError(f"batches of {rows} examples do not divide among "
                      f"{replicas} replicas")
@@ -105,23 +108,17 @@ def _from_arrays(x: Any, y: Any, options: dict[str, Any]) -> tf.data.Dataset:
   return dataset.batch(batch_size)
 
 
-def _check_element(spec: Any) -> None:
-  if not isinstance(spec, tuple) or len(spec) not in (2, 3) or not all(
-      isinstance(s, tf.TensorSpec) for s in spec):
-    raise ValueError("dataset elements must be (x, y) or (x, y, weight) "
-                     f"tensors, got {spec}")
-
-
 def _check_range(dataset: tf.data.Dataset,
                  pixel_range: tuple[float, float]) -> None:
   """Looks at one batch: a wrong range would clip images beyond recognition."""
   low, high = pixel_range
-  if dataset.element_spec[0].dtype.is_integer and high - low <= 1:
-    name = dataset.element_spec[0].dtype.name
+  dtype = batches.image(dataset.element_spec).dtype
+  if dtype.is_integer and high - low <= 1:
+    name = dtype.name
     raise ValueError(f"{name} images do not span {pixel_range}: pass "
                      "pixel_range=(0., 255.) to Trainer, or scale the images")
   for element in dataset.take(1):
-    images = element[0].numpy()
+    images = batches.image(element).numpy()
     margin = 1e-3 * (high - low)
     if images.min() < low - margin or images.max() > high + margin:
       logging.warning(
@@ -140,15 +137,15 @@ def _static(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, int]:
   if count == 0:
     raise ValueError("the dataset is empty")
   spec = dataset.element_spec
-  if spec[0].shape.rank is None:
+  if batches.image(spec).shape.rank is None:
     raise ValueError("images must have a known rank")
-  if all(s.shape.is_fully_defined() for s in spec):
+  if all(s.shape.is_fully_defined() for s in tf.nest.flatten(spec)):
     return dataset, count
-  first = [t.shape for t in next(iter(dataset.take(1)))]
-  rows = first[0][0]
+  first = next(iter(dataset.take(1)))
+  rows = batches.image(first).shape[0]
 
   def is_full(*element: tf.Tensor) -> tf.Tensor:
-    return tf.shape(element[0])[0] == rows
+    return tf.shape(batches.image(element))[0] == rows
 
   if count > 0:
     # Costs one pass over the input; drop_remainder=True avoids it.
@@ -165,6 +162,7 @@ def _static(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, int]:
     dataset = dataset.filter(is_full)
 
   def fix(*element: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    return tuple(tf.ensure_shape(t, s) for t, s in zip(element, first))
+    return tf.nest.map_structure(
+        lambda t, f: tf.ensure_shape(t, f.shape), element, first)
 
   return dataset.map(fix), count

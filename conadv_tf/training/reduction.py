@@ -18,7 +18,7 @@ class Packing:
   """
 
   def __init__(self, shapes: Sequence[tf.TensorShape], statistics: int,
-               deterministic: bool):
+               deterministic: bool, reduce_dtype: str = "float32"):
     """Sets the layout.
 
     Args:
@@ -26,11 +26,20 @@ class Packing:
       statistics: length of the packed batch statistics.
       deterministic: sums in float64 and rounds once, so that every
         arrangement with the same V gives the same bits; else float32.
+      reduce_dtype: of gradients between replicas.
+
+    Raises:
+      ValueError: for a narrow dtype with `deterministic`.
     """
+    if deterministic and reduce_dtype != "float32":
+      raise ValueError(f"reduce_dtype={reduce_dtype} excludes deterministic, "
+                       "which sums in float64")
     self._shapes = [tf.TensorShape(s) for s in shapes]
     self._sizes = [s.num_elements() for s in self._shapes] + [statistics, 1]
     self.size = sum(self._sizes)
     self.dtype = tf.float64 if deterministic else tf.float32
+    self._reduce_dtype = (
+        self.dtype if deterministic else tf.as_dtype(reduce_dtype))
 
   def pack(self, gradients: Sequence[tf.Tensor], statistics: tf.Tensor,
            share: tf.Tensor) -> tf.Tensor:
@@ -39,6 +48,23 @@ class Packing:
     flat = tf.cast(tf.concat(flat + [statistics], axis=0), self.dtype)
     share = tf.cast(share, self.dtype)
     return tf.concat([flat * share, tf.reshape(share, [1])], axis=0)
+
+  def all_reduce(self, total: tf.Tensor) -> tf.Tensor:
+    """Sums vectors [size] over the replicas; in replica context.
+
+    Statistics and shares keep their dtype whatever the gradients travel in.
+    """
+    replica = tf.distribute.get_replica_context()
+
+    def add(value: tf.Tensor) -> tf.Tensor:
+      return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+    if self._reduce_dtype == self.dtype:
+      return add(total)
+    gradients = sum(self._sizes[:-2])
+    narrow = add(tf.cast(total[:gradients], self._reduce_dtype))
+    return tf.concat(
+        [tf.cast(narrow, self.dtype), add(total[gradients:])], axis=0)
 
   def unpack(self, total: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Divides a sum of vectors by its share and rounds to float32.

@@ -6,6 +6,7 @@ model_dir/
   train/ validation/   TensorBoard events
   metrics.jsonl  one object per evaluation
   results.json   the last one, when the run is finished
+  mlperf.log     where it is asked for, see mlperf_log.py
 """
 
 from collections.abc import Iterator
@@ -162,6 +163,11 @@ class RunDirectory:
       return None
     return results
 
+  def remove_results(self) -> None:
+    """For a finished run that goes on."""
+    if os.path.exists(self.file("results.json")):
+      os.remove(self.file("results.json"))
+
   def _replace(self, name: str, text: str) -> None:
     temporary = self.file(name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
@@ -180,6 +186,12 @@ def keep_virtual_replicas(
   if saved is None:
     return
   runtime = config.runtime
+  if config.bn.group_size == 0 and (
+      runtime.num_replicas != saved.runtime.num_replicas):
+    logging.warning(
+        "bn.group_size=0 normalises over %d replicas instead of %d: numbers "
+        "will differ from those of an uninterrupted run",
+        runtime.num_replicas, saved.runtime.num_replicas)
   before = saved.runtime.num_replicas * saved.runtime.micro_batches
   if runtime.num_replicas * runtime.micro_batches == before:
     return

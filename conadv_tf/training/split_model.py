@@ -16,7 +16,7 @@ class SplitModel(tf.keras.Model):
   """
 
   def __init__(self, model: tf.keras.Model, branches: tuple[str, ...],
-               name: str):
+               name: str, bn_group_size: int = 1):
     """Clones and converts a built model, in its strategy's scope.
 
     Raises:
@@ -28,7 +28,7 @@ class SplitModel(tf.keras.Model):
       # The model's own policy decides on loss scaling; inputs stay as they
       # come, since half precision would round small perturbations away.
       super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
-      self.network = networks.Network(model, branches)
+      self.network = networks.Network(model, branches, bn_group_size)
     self.built = True
 
   def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:

@@ -11,6 +11,7 @@ from conadv_tf.methods import method as methods
 from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
 from conadv_tf.training import (
+    batches,
     feeding,
     lagged,
     loop,
@@ -45,6 +46,7 @@ class Trainer(split_model.SplitModel):
                attack: gradient_attacks.Pgd | None = None, *,
                pixel_range: tuple[float, float] = (0.0, 1.0), seed: int = 0,
                micro_batches: int = 1, deterministic: bool = False,
+               reduce_dtype: str = "float32", bn_group_size: int = 1,
                name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
@@ -59,6 +61,9 @@ class Trainer(split_model.SplitModel):
       micro_batches: dataset elements per update, k.
       deterministic: sums over virtual replicas in float64, so that
         arrangements with the same number of them agree bit for bit.
+      reduce_dtype: of gradients on their way between replicas.
+      bn_group_size: neighbouring replicas that share batch statistics in
+        training (never in attacks); 0 means all.
       name: of the Keras model.
 
     Raises:
@@ -71,13 +76,14 @@ class Trainer(split_model.SplitModel):
     if micro_batches < 1:
       raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")
     method = method or vanilla.Vanilla()
-    super().__init__(model, method.branches, name)
+    super().__init__(model, method.branches, name, bn_group_size)
     self.method = method
     self.attack = method.default_attack(attack or gradient_attacks.Pgd())
     self.pixel_range = (float(low), float(high))
     self.seed = seed
     self.micro_batches = micro_batches
     self.deterministic = deterministic
+    self.reduce_dtype = reduce_dtype
     with self.distribute_strategy.scope():
       self.step_counter = tf.Variable(
           0, dtype=tf.int64, trainable=False, name="step",
@@ -168,6 +174,7 @@ class Trainer(split_model.SplitModel):
         micro_batches=self.micro_batches,
         pixel_range=self.pixel_range if self.method.attacks else None,
         replicas=self.distribute_strategy.num_replicas_in_sync,
+        augments=self.method.augments,
         options=dict(kwargs, batch_size=batch_size))
     self._prepare_state(feed.dataset.element_spec)
     if self.lagged and not self._resumes:
@@ -224,15 +231,6 @@ class Trainer(split_model.SplitModel):
                                    tf.int32)),
         pixel_range=self.pixel_range, **options)
 
-  def _batch(self, data: Any) -> methods.Batch:
-    x, y, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
-    rows = self._element_spec[0].shape[0]
-    x = tf.ensure_shape(x, [rows] + x.shape[1:])
-    y = tf.ensure_shape(y, [rows] + y.shape[1:])
-    weight = tf.ones([rows]) if weight is None else tf.reshape(
-        tf.cast(weight, tf.float32), [rows])
-    return methods.Batch(x, y, weight)
-
   def train_step(self, data: Any, element: tf.Tensor) -> methods.StepResult:
     """One virtual replica's share of an update; assigns held state only.
 
@@ -240,7 +238,7 @@ class Trainer(split_model.SplitModel):
       data: (x, y[, weight]) of this replica.
       element: index of the micro batch, int32 scalar.
     """
-    batch = self._batch(data)
+    batch = batches.batch(data, self._element_spec)
     ctx = self.context(element, self.method.lookahead, self.attack_network)
     held = self._held.read(element) if self._held else ()
     result = self.method.step(ctx, batch, held)
@@ -251,7 +249,8 @@ class Trainer(split_model.SplitModel):
 
   def _prime_step(self, data: Any, element: tf.Tensor) -> None:
     ctx = self.context(element, 0, self.attack_network)
-    self._held.write(element, self.method.prime(ctx, self._batch(data)))
+    self._held.write(element, self.method.prime(
+        ctx, batches.batch(data, self._element_spec)))
 
   def _update_metrics(self, result: methods.StepResult) -> None:
     weight = tf.reduce_sum(result.batch.weight)
@@ -291,7 +290,7 @@ class Trainer(split_model.SplitModel):
     replica = tf.distribute.get_replica_context()
     if replica.num_replicas_in_sync > 1:
       with tf.name_scope("allreduce"):
-        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, total)
+        total = self._packing.all_reduce(total)
     return self._packing.unpack(total)
 
   def _apply(self, gradients: list[tf.Tensor],
@@ -299,7 +298,7 @@ class Trainer(split_model.SplitModel):
     """Shifts lagged copies, then moves statistics and weights."""
     if self.lagged:
       self.lagged.shift(self.network)
-    rows = self._element_spec[0].shape[0]
+    rows = batches.image(self._element_spec).shape[0]
     variables = self.network.trainable_variables
     with tf.name_scope("apply"):
       self._means.add_update(gradients, variables)
@@ -320,11 +319,12 @@ class Trainer(split_model.SplitModel):
       return
     self._element_spec = spec
     self.train_function = None
-    rows = spec[0].shape[0]
+    rows = batches.image(spec).shape[0]
     segments = self.method.segments(rows)
     shapes = [v.shape for v in self.network.trainable_variables]
     self._packing = reduction.Packing(
-        shapes, self.network.statistics_size(segments), self.deterministic)
+        shapes, self.network.statistics_size(segments), self.deterministic,
+        self.reduce_dtype)
     with strategy.scope():
       if not self.compiled_metrics.built:  # else the first trace makes them
         self.compiled_metrics.build(
@@ -339,9 +339,9 @@ class Trainer(split_model.SplitModel):
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM)
       if self.method.lookahead:
-        batch = methods.Batch(spec[0], spec[1], tf.TensorSpec([rows]))
         self._held = held_state.HeldState(
-            self.method.held_spec(batch), self.micro_batches)
+            self.method.held_spec(batches.batch(spec, spec)),
+            self.micro_batches)
 
   def make_train_function(self, force: bool = False) -> Any:
     """The function that Keras's `fit` calls once per execution."""

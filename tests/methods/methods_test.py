@@ -192,6 +192,26 @@ def test_segments() -> None:
   assert ConAdv(adversarial_fraction=0.01).segments(8) == (
       ('clean', 8), ('adversarial', 1))
   assert ConAdv(bn_branches=1).segments(8) == (('clean', 16),)
+  assert ConAdv(bn_branches=3, adversarial_fraction=0.5).segments(8) == (
+      ('clean', 8), ('augmented', 8), ('adversarial', 4))
+
+
+def test_three_streams_weigh_a_third_each_and_cost_three_passes_more() -> None:
+  method = ConAdv(bn_branches=3)
+  assert method.adversarial_weight == pytest.approx(1 / 3)
+  assert (method.passes_per_step, method.longest_chain) == (11, 2)
+  assert ConAdv().adversarial_weight == 0.5
+
+
+@pytest.mark.parametrize('bn_branches', [2, 3])
+def test_the_views_that_a_method_needs_are_checked(bn_branches: int) -> None:
+  trainer = running.make(ConAdv(bn_branches=bn_branches))
+  data = running.dataset(16)
+  if bn_branches == 2:
+    data = data.map(lambda x, y: ({'image': x, 'augmented': x}, y))
+  message = 'two views' if bn_branches == 3 else r'\(x, y\)'
+  with pytest.raises(ValueError, match=message):
+    trainer.fit(data, steps_per_epoch=1, verbose=0)
 
 
 @pytest.mark.parametrize('options', [

@@ -46,14 +46,15 @@ _OPTIMIZERS = {
              _lars_update)}
 
 
-def _twin(model: tf.keras.Model, normalise: bool,
+def _twin(model: tf.keras.Model, normalise: bool, augments: bool,
           **options: Any) -> reference.Twin:
   values = [w.astype(np.float64) for w in model.get_weights()]
   weights = dict(w1=values[0], b1=values[1], w2=values[-2], b2=values[-1])
   moving = {}
   if normalise:
     shared = options.get('shared') or options.get('lag') is None
-    for branch in ['clean'] + ['adversarial'] * (not shared):
+    for branch in ['clean'] + ['augmented'] * augments + [
+        'adversarial'] * (not shared):
       weights[f'gamma_{branch}'], weights[f'beta_{branch}'] = values[2:4]
       moving[f'mean_{branch}'], moving[f'variance_{branch}'] = values[4:6]
   return reference.Twin(weights, moving, normalise=normalise,
@@ -77,18 +78,22 @@ def _actual(trainer: trainers.Trainer, normalise: bool
 def _compare(method: Any, optimizer: str, normalise: bool,
              **options: Any) -> None:
   model = _keras_model(normalise)
-  twin = _twin(model, normalise, update=_OPTIMIZERS[optimizer][1], **options)
+  twin = _twin(model, normalise, method.augments,
+               update=_OPTIMIZERS[optimizer][1], **options)
   trainer = trainers.Trainer(
       model, method, gradient.Pgd(radius=_RADIUS, random_start=0.0))
   trainer.compile(_OPTIMIZERS[optimizer][0](), running.LOSS)
-  data = tf.data.Dataset.from_tensor_slices((_IMAGES, _LABELS)).batch(
-      _ROWS, drop_remainder=True).repeat()
+  augmented = _IMAGES[..., ::-1, :]
+  data = tf.data.Dataset.from_tensor_slices((
+      {'image': _IMAGES, 'augmented': augmented} if method.augments
+      else _IMAGES, _LABELS)).batch(_ROWS, drop_remainder=True).repeat()
   trainer.fit(data, steps_per_epoch=_UPDATES, epochs=1, verbose=0)
   start = {name: w.copy() for name, w in twin.weights.items()}
   for t in range(_UPDATES):
     rows = slice(t * _ROWS, (t + 1) * _ROWS)
-    twin.step(_IMAGES[rows].reshape(_ROWS, -1).astype(np.float64),
-              _LABELS[rows])
+    views = [_IMAGES[rows], augmented[rows]][:1 + method.augments]
+    images, *others = (v.reshape(_ROWS, -1).astype(np.float64) for v in views)
+    twin.step(images, _LABELS[rows], *others)
   assert np.abs(twin.weights['w1'] - start['w1']).max() > 0.05
   expected = {**twin.weights, **twin.moving}
   actual = _actual(trainer, normalise)
@@ -138,3 +143,12 @@ def test_the_adversarial_fraction(fraction: float) -> None:
 def test_shared_statistics(fraction: float) -> None:
   _compare(methods.ConAdv(bn_branches=1, adversarial_fraction=fraction), 'sgd',
            True, lag=1, shared=True, fraction=fraction)
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(adversarial_weight=0.6), dict(adversarial_fraction=0.5)])
+@pytest.mark.parametrize('lag', [0, 1, 2])
+def test_three_streams(lag: int, options: dict[str, float]) -> None:
+  _compare(methods.ConAdv(lag=lag, bn_branches=3, **options), 'lars', True,
+           lag=lag, fraction=options.get('adversarial_fraction', 1.0),
+           adversarial_weight=options.get('adversarial_weight', 1 / 3))

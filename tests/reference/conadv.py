@@ -17,6 +17,7 @@ Update = Callable[[str, np.ndarray, np.ndarray, np.ndarray],
                   tuple[np.ndarray, np.ndarray]]
 
 CLEAN = 'clean'
+AUGMENTED = 'augmented'
 ADVERSARIAL = 'adversarial'
 EPSILON = 1e-3  # Keras's default
 
@@ -135,8 +136,9 @@ class Twin:
                          [(branch, len(x))], self.normalise)[1]
     return np.clip(x + self.radius * np.sign(gradient), 0, 1)
 
-  def step(self, x: np.ndarray, labels: np.ndarray) -> None:
-    """Update t on batch t."""
+  def step(self, x: np.ndarray, labels: np.ndarray,
+           augmented: np.ndarray | None = None) -> None:
+    """Update t on batch t, and on a second view of it where there is one."""
     rows = len(x)
     row_weights = np.full(rows, 1 / rows)
     branches = [(CLEAN, rows)]
@@ -145,13 +147,19 @@ class Twin:
       time = max(0, len(self._history) - 1 - self.lag)
       adversary = self._attack(self._history[time], x[:copies],
                                labels[:copies])
-      x = np.concatenate([x, adversary])
-      labels = np.concatenate([labels, labels[:copies]])
-      row_weights = np.concatenate([
-          np.full(rows, (1 - self.adversarial_weight) / rows),
-          np.full(copies, self.adversarial_weight / copies)])
+      views, view_labels = [x], [labels]
+      if augmented is not None:
+        views.append(augmented)
+        view_labels.append(labels)
+        branches.append((AUGMENTED, rows))
+      natural = (1 - self.adversarial_weight) / len(views)
+      row_weights = np.concatenate(
+          [np.full(rows, natural / rows)] * len(views)
+          + [np.full(copies, self.adversarial_weight / copies)])
+      x = np.concatenate([*views, adversary])
+      labels = np.concatenate([*view_labels, labels[:copies]])
       branches = ([(CLEAN, rows + copies)] if self.shared
-                  else [(CLEAN, rows), (ADVERSARIAL, copies)])
+                  else [*branches, (ADVERSARIAL, copies)])
     changes, _, statistics = gradients(
         self.weights, x, labels, row_weights, branches, self.normalise)
     for name, value in statistics.items():

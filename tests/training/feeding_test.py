@@ -11,7 +11,8 @@ from conadv_tf.training import feeding
 from tests.methods import running
 
 _X, _Y = running.IMAGES, running.LABELS
-_FEED = dict(lookahead=0, micro_batches=1, pixel_range=(0., 1.), replicas=1)
+_FEED = dict(lookahead=0, micro_batches=1, pixel_range=(0., 1.), replicas=1,
+             augments=False)
 
 
 def _numbered(batches: int, rows: int = 4, remainder: int = 0

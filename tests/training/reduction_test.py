@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from conadv_tf.training import reduction
@@ -64,3 +65,32 @@ def test_one_whole_part_comes_back_bit_for_bit() -> None:
     for a, b in zip(tf.nest.flatten(actual), gradients + [statistics],
                     strict=True):
       np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_gradients_travel_in_the_reduce_dtype_and_nothing_else_does(
+    dtype: str, mirrored: tf.distribute.Strategy) -> None:
+  parts = _parts(2)
+
+  def run(packing: reduction.Packing) -> list[np.ndarray]:
+    def replica_sum() -> tf.Tensor:
+      index = tf.distribute.get_replica_context().replica_id_in_sync_group
+      vectors = tf.stack([_total(packing, [part]) for part in parts])
+      return packing.all_reduce(vectors[index])
+    total = mirrored.run(tf.function(replica_sum))
+    return [v.numpy() for v in mirrored.experimental_local_results(total)]
+
+  exact = run(reduction.Packing(_SHAPES, 5, False))
+  narrow = run(reduction.Packing(_SHAPES, 5, False, dtype))
+  np.testing.assert_array_equal(narrow[0], narrow[1])
+  np.testing.assert_array_equal(narrow[0][11:], exact[0][11:])
+  np.testing.assert_allclose(narrow[0][:11], exact[0][:11], atol=0.03)
+  # Sums of two narrow numbers, so no more bits than those have.
+  np.testing.assert_array_equal(
+      narrow[0][:11], tf.cast(tf.cast(narrow[0][:11], dtype), tf.float32))
+  assert (narrow[0][:11] != exact[0][:11]).any()
+
+
+def test_a_narrow_dtype_excludes_deterministic_sums() -> None:
+  with pytest.raises(ValueError, match='bfloat16 excludes deterministic'):
+    reduction.Packing(_SHAPES, 5, True, 'bfloat16')
