@@ -1,55 +1,312 @@
 """What a run will do, in words and numbers."""
 
 from collections.abc import Sequence
+import dataclasses
+import functools
+import json
 import math
 
 import tensorflow as tf
 
+from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
+from conadv_tf import optimizers
+from conadv_tf.config import mlperf_rules
+from conadv_tf.layers import split_batch_norm
+from conadv_tf.methods import method as method_lib
+
+# Section 4.2 of the ConAdv paper: fewer make batch statistics inaccurate.
+_IMAGES_PER_CORE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What of the data a description needs.
+
+  Attributes:
+    train: number of training examples.
+    validation: number of validation examples; None where it is not known.
+    image_shape: (height, width, channels).
+    num_classes: number of classes.
+  """
+
+  train: int
+  validation: int | None
+  image_shape: tuple[int, int, int]
+  num_classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _ModelFigures:
+  """Sizes of a plain model; `branch_*` is what one further branch adds."""
+
+  parameters: int  # trainable numbers
+  numbers: int  # trainable or not
+  tensors: int  # trainable
+  excluded: int  # of the trainable tensors, by LARS
+  norms: int  # batch normalisations
+  branch_numbers: int
+  branch_tensors: int
 
 
 def describe(experiment: experiments.Experiment) -> str:
-  """What will run, in a few lines: data, model, work, memory, schedule."""
-  config, derived = experiment.config, experiment.config.derived
-  network, method = experiment.trainer.network, experiment.trainer.method
-  train, validation = experiment.splits.train, experiment.splits.validation
-  trainable = _size(network.model.trainable_variables)
+  """What an experiment will run, a line for each aspect."""
+  train = experiment.splits.train
+  return "\n".join(_lines(
+      experiment.config,
+      Counts(train.num_examples, experiment.splits.validation.num_examples,
+             train.image_shape, train.num_classes),
+      _measure(experiment.trainer.network.model),
+      experiment.trainer.method, experiment.schedule))
+
+
+def describe_config(config: config_lib.ExperimentConfig) -> str:
+  """What a configuration would run: `describe`, and the keys it ignores.
+
+  Nothing is trained, no device is set up, and where `counts` finds the
+  figures in the configuration the data need not be there.
+
+  Args:
+    config: loaded, not resolved.
+
+  Raises:
+    InputError: as building the experiment would.
+  """
+  found, config = plan(config)
+  try:
+    method = experiments.METHODS[config.method.name](config.method)
+    figures = _model_figures(
+        config.model.name, json.dumps(config.model.args),
+        found.image_shape, found.num_classes)
+  except ValueError as error:
+    raise config_lib.InputError(error) from error
+  lines = _lines(config, found, figures, method, schedule(config))
+  unused = config_lib.unused_keys(config)
+  if unused:
+    lines.append(f"set but not used: {', '.join(unused)}")
+  return "\n".join(lines)
+
+
+def plan(config: config_lib.ExperimentConfig
+         ) -> tuple[Counts, config_lib.ExperimentConfig]:
+  """Returns what is known of the data, and the resolved configuration."""
+  experiments.check_names(config)
+  config_lib.check_batch(config)
+  found = counts(config)
+  return found, config_lib.resolve(config, found.train)
+
+
+def schedule(config: config_lib.ExperimentConfig) -> experiments.Schedule:
+  """The learning rates of a resolved configuration."""
+  return experiments.SCHEDULES[config.schedule.name](
+      config.schedule, config.derived)
+
+
+def counts(config: config_lib.ExperimentConfig) -> Counts:
+  """Reads the figures in the configuration; loads the data without them.
+
+  They are there with data.train_examples, image_size and num_classes, for data
+  that are held to them and have 3 channels.
+
+  Raises:
+    InputError: if data that are needed are not usable.
+  """
+  data = config.data
+  held = data.name == "tfrecord" or (
+      data.name == "tfds" and data.preprocessing == "imagenet")
+  if held and data.train_examples and data.image_size and data.num_classes:
+    train = data.num_examples or data.train_examples
+    if train > data.train_examples:
+      raise config_lib.InputError(
+          f"data.num_examples={train}: must lie in 1 .. "
+          f"{data.train_examples}, the size of the training set")
+    return Counts(train, data.validation_examples,
+                  (data.image_size, data.image_size, 3), data.num_classes)
+  splits = experiments.DATASETS[data.name](data)
+  return Counts(splits.train.num_examples, splits.validation.num_examples,
+                splits.train.image_shape, splits.train.num_classes)
+
+
+def evaluation_updates(config: config_lib.ExperimentConfig) -> list[int]:
+  """After which updates a run evaluates, if executions are single updates.
+
+  Args:
+    config: resolved.
+
+  Returns:
+    Numbers of finished updates, increasing; the last is the end of the run.
+  """
+  options, derived = config.evaluation, config.derived
+  steps, total = derived.steps_per_epoch, derived.total_steps
+  points = []
+  epoch = options.offset_epochs or options.every_epochs
+  while epoch * steps < total:
+    points.append(max(1, math.ceil((epoch - 1e-9) * steps)))
+    epoch += options.every_epochs
+  return sorted({*points, total})
+
+
+@functools.lru_cache(maxsize=None)
+def _model_figures(name: str, args: str, image_shape: tuple[int, int, int],
+                   num_classes: int) -> _ModelFigures:
+  config = config_lib.ModelConfig(name=name, args=json.loads(args))
+  return _measure(experiments.build_model(config, image_shape, num_classes))
+
+
+def _measure(model: tf.keras.Model) -> _ModelFigures:
+  """Counts; raises ValueError if the model's normalisation cannot be split."""
+  trainable = {id(v) for v in model.trainable_variables}
+  norms, added, added_tensors = 0, 0, 0
+  for layer in model._flatten_layers():  # pylint: disable=protected-access
+    split_batch_norm.check_supported(layer)
+    if isinstance(layer, split_batch_norm.BATCH_NORMS) and layer.built:
+      own = split_batch_norm.own_variables(layer)
+      norms += 1
+      added += _size(own.trainable() + own.moving())
+      added_tensors += sum(id(v) in trainable for v in own.trainable())
+  variables = model.trainable_variables
+  return _ModelFigures(
+      _size(variables), _size(model.variables), len(variables),
+      len(optimizers.Lars().excluded_names(variables)), norms, added,
+      added_tensors)
+
+
+def _lines(config: config_lib.ExperimentConfig, found: Counts,
+           figures: _ModelFigures, method: method_lib.Method,
+           rates: experiments.Schedule) -> list[str]:
+  """Every aspect of a resolved configuration."""
+  validation = ("unknown" if found.validation is None
+                else f"{found.validation:,}")
   lines = [
-      f"data: {config.data.name}, {train.num_examples} training and "
-      f"{validation.num_examples} validation images "
-      f"{'x'.join(map(str, train.image_shape))}, {train.num_classes} "
-      "classes",
-      f"model: {config.model.name}, {trainable:,} trainable parameters, "
-      f"{len(network.layers)} batch normalisations in branches "
-      f"{', '.join(network.branches)}",
+      f"data: {config.data.name}, {found.train:,} training and {validation} "
+      f"validation images {'x'.join(map(str, found.image_shape))}, "
+      f"{found.num_classes} classes",
+      f"model: {config.model.name}, {figures.parameters:,} trainable "
+      f"parameters, {figures.norms} batch normalisations in branches "
+      f"{', '.join(method.branches)}",
       f"method: {config.method.name}, lag {method.lag}; forward passes F a "
       f"step: {method.passes_per_step:g} in all, {method.longest_chain:g} "
       "in a row (vanilla: 3 and 2)",
-      f"updates: {derived.total_steps} of {config.data.global_batch_size} "
-      f"examples = {derived.virtual_replicas} virtual replica(s) of "
-      f"{derived.replica_batch_size}; warm-up {derived.warmup_steps} from "
-      f"learning rate 0, peak {config.schedule.peak_lr:g}",
   ]
-  variables = network.trainable_variables
+  if method.attacks:
+    attack = config.attack
+    lines.append(
+        f"attack: radius {attack.radius:g}, {attack.steps} step(s) of "
+        f"{config.derived.step_size:g}, all in 1/255 ({attack.norm}, "
+        f"{attack.direction})")
+  lines += _batch_lines(config, method)
+  lines += [_rate_line(config, rates), _evaluation_line(config)]
   if config.optimizer.name == "lars":
-    optimizer = experiment.trainer.optimizer
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    excluded = len(optimizer.excluded_names(variables))
+    further = (len(method.branches) - 1) * figures.branch_tensors
     lines.append(
-        f"lars: {excluded} of {len(variables)} tensors (rank <= 1: batch "
-        "normalisation and biases) take no scaling and no decay")
+        f"lars: {figures.excluded + further} of {figures.tensors + further} "
+        "tensors (rank <= 1: batch normalisation and biases) take no scaling "
+        "and no decay")
+  lines += _memory_lines(config, found, figures, method)
+  if config.mlperf.log:
+    conflicts = mlperf_rules.conflicts(config)
+    lines.append("mlperf: " + (
+        "not legal in the closed division: " + "; ".join(conflicts)
+        if conflicts else "legal hyper-parameters for the closed division"))
+  return lines
+
+
+def _batch_lines(config: config_lib.ExperimentConfig,
+                 method: method_lib.Method) -> list[str]:
+  derived, runtime = config.derived, config.runtime
+  batch, rows = config.data.global_batch_size, derived.replica_batch_size
+  group = config.bn.group_size or runtime.num_replicas
+  mixed = method.attacks and len(method.branches) == 1
+  images = ", ".join(f"{n * group} {'mixed' if mixed else branch}"
+                     for branch, n in method.segments(rows))
+  return [
+      f"updates: {derived.total_steps:,} of {batch:,} examples, "
+      f"{derived.steps_per_epoch:g} an epoch, for {config.schedule.epochs:g} "
+      f"epochs; the first {derived.warmup_steps:,} are warm-up",
+      f"batch: {batch:,} = {derived.virtual_replicas} virtual replica(s) of "
+      f"{rows} = {runtime.num_replicas} replica(s) x {runtime.micro_batches} "
+      f"micro batch(es); at {_IMAGES_PER_CORE} images a core, "
+      f"{math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)",
+      f"batch statistics: over {images} images, {group} replica(s) together",
+  ]
+
+
+def _rate_line(config: config_lib.ExperimentConfig,
+               rates: experiments.Schedule) -> str:
+  derived = config.derived
+  total = derived.total_steps
+  # Of names for one update, in a short run, the last one stays.
+  points = {total // 4: "1/4", total // 2: "1/2", 3 * total // 4: "3/4",
+            total - 1: "last", 0: "first"}
+  if 0 < derived.warmup_steps < total:
+    points[derived.warmup_steps] = "warm-up ends"
+  said = [
+      f"{points[step]} (update {step:,}, epoch "
+      f"{step / derived.steps_per_epoch:.4g}) {float(rates(step)):.5g}"
+      for step in sorted(points)]
+  return f"learning rate, {config.schedule.name}: {'; '.join(said)}"
+
+
+def _evaluation_line(config: config_lib.ExperimentConfig) -> str:
+  updates = evaluation_updates(config)
+  epochs = [f"{u / config.derived.steps_per_epoch:.4g}" for u in updates]
+  text = (f"evaluation: {len(updates)} time(s), every "
+          f"{config.evaluation.every_epochs} epoch(s), after epoch "
+          f"{', '.join(epochs[:2])}")
+  if len(epochs) > 3:
+    text += ", ..."
+  if len(epochs) > 2:
+    text += f", {epochs[-1]}"
+  target = config.evaluation.target_accuracy
+  return text if target is None else (
+      f"{text}; stops at accuracy {target:g}")
+
+
+def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
+                  figures: _ModelFigures, method: method_lib.Method
+                  ) -> list[str]:
+  """Bytes held between updates, over all virtual replicas."""
+  lines = []
   if method.lookahead:
-    rows = derived.replica_batch_size
-    pixels = math.prod(train.image_shape)
-    copies = method.adversarial_rows(rows) * derived.virtual_replicas
+    held = {"images": 0, "adversaries": 0, "labels and weights": 0}
+    for spec in tf.nest.flatten(
+        method.held_spec(_batch_spec(config, found, method))):
+      kind = ("labels and weights" if spec.shape.rank < 4 else
+              "images" if spec.dtype == tf.uint8 else "adversaries")
+      held[kind] += (spec.shape.num_elements() * spec.dtype.size
+                     * config.derived.virtual_replicas)
+    share = sum(held.values()) / config.runtime.num_replicas
     lines.append(
-        f"held: one batch {config.data.global_batch_size * pixels:,} bytes "
-        f"(uint8), its adversaries {4 * copies * pixels:,} bytes (float32)")
+        f"held: images {_bytes(held['images'])} (uint8), adversaries "
+        f"{_bytes(held['adversaries'])} (float32), labels and weights "
+        f"{_bytes(held['labels and weights'])}; {_bytes(share)} a replica")
   if method.lagged_copies:
+    numbers = figures.numbers + (
+        len(method.branches) - 1) * figures.branch_numbers
     lines.append(f"lagged copies: {method.lagged_copies} weight set(s) of "
-                 f"{4 * _size(network.variables):,} bytes")
-  return "\n".join(lines)
+                 f"{_bytes(4 * numbers)} on every replica")
+  return lines
+
+
+def _batch_spec(config: config_lib.ExperimentConfig, found: Counts,
+                method: method_lib.Method) -> method_lib.Batch:
+  """One virtual replica's slice of a batch, as the pipeline makes it."""
+  rows = config.derived.replica_batch_size
+  image = tf.TensorSpec([rows, *found.image_shape], tf.uint8)
+  soft = (config.objective.label_smoothing or config.data.mixup
+          or config.data.cutmix)
+  label = (tf.TensorSpec([rows, found.num_classes], tf.float32) if soft
+           else tf.TensorSpec([rows], tf.int32))
+  return method_lib.Batch(image, label, tf.TensorSpec([rows], tf.float32),
+                          image if method.augments else ())
 
 
 def _size(variables: Sequence[tf.Variable]) -> int:
   return sum(v.shape.num_elements() for v in variables)
+
+
+def _bytes(number: float) -> str:
+  if number < 1e6:
+    return f"{number:,.0f} bytes"
+  return (f"{number / 1e9:,.2f} GB" if number >= 1e9
+          else f"{number / 1e6:,.1f} MB")

@@ -21,14 +21,16 @@ from conadv_tf.data import (
   pipeline,
   synthetic,
   tfds_source,
+  tfrecord,
 )
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
 from conadv_tf.evaluation import clean, robust
 from conadv_tf.layers import routing
 from conadv_tf.methods import method as method_lib
-from conadv_tf.models import applications, resnet_cifar, user
+from conadv_tf.models import applications, resnet, resnet_cifar, user
 from conadv_tf.objectives import per_example
+from conadv_tf.training import stopping
 from conadv_tf.training import trainer as trainers
 
 # Images come as uint8 and models hold their own normalisation.
@@ -40,6 +42,7 @@ DATASETS: dict[str, Callable[[config_lib.DataConfig], sources.Splits]] = {
     "npz": npz.load,
     "synthetic": synthetic.load,
     "tfds": tfds_source.load,
+    "tfrecord": tfrecord.load,
 }
 
 MODELS: dict[str, Callable[..., tf.keras.Model]] = {
@@ -47,6 +50,11 @@ MODELS: dict[str, Callable[..., tf.keras.Model]] = {
     "resnet20": resnet_cifar.resnet20,
     "resnet32": resnet_cifar.resnet32,
     "resnet56": resnet_cifar.resnet56,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
 }
 
 
@@ -64,23 +72,35 @@ METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
         lag=m.lag, execution=m.execution, **_adversarial_options(m)),
 }
 
+
+def _keras_options(o: config_lib.OptimizerConfig) -> dict[str, Any]:
+  """What every Keras optimizer can do: clip gradients, average weights."""
+  options = {name: getattr(o, name)
+             for name in ("clipnorm", "clipvalue", "global_clipnorm")}
+  if o.ema_momentum is not None:
+    options.update(use_ema=True, ema_momentum=o.ema_momentum)
+  return options
+
+
 OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
     "lars": lambda o, lr: optimizers.Lars(
         lr, momentum=o.momentum, weight_decay=o.weight_decay, eeta=o.eeta,
-        epsilon=o.epsilon or 0.0, nesterov=o.nesterov),
+        epsilon=o.epsilon or 0.0, nesterov=o.nesterov, **_keras_options(o)),
     "sgd": lambda o, lr: tf.keras.optimizers.SGD(
         lr, momentum=o.momentum, nesterov=o.nesterov,
-        weight_decay=o.weight_decay or None),
+        weight_decay=o.weight_decay or None, **_keras_options(o)),
     "adamw": lambda o, lr: tf.keras.optimizers.AdamW(
         lr, weight_decay=o.weight_decay, beta_1=o.beta_1, beta_2=o.beta_2,
-        epsilon=1e-7 if o.epsilon is None else o.epsilon),
+        epsilon=1e-7 if o.epsilon is None else o.epsilon,
+        **_keras_options(o)),
 }
 
 Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "polynomial": lambda s, d: optimizers.Polynomial(
-        s.peak_lr, d.total_steps, d.warmup_steps, s.power, s.end_lr),
+        s.peak_lr, d.total_steps + (s.convention == "mlperf"), d.warmup_steps,
+        s.power, s.end_lr),
     "cosine": lambda s, d: optimizers.Cosine(
         s.peak_lr, d.total_steps, d.warmup_steps, s.end_lr),
     "cyclic": lambda s, d: optimizers.Cyclic(s.peak_lr, d.total_steps),
@@ -111,6 +131,14 @@ def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
   return _known("model.name", everything, name)
 
 
+def build_model(model: config_lib.ModelConfig,
+                image_shape: tuple[int, int, int], num_classes: int
+                ) -> tf.keras.Model:
+  """The plain Keras model that a configuration names, not trained."""
+  return _model_builder(model.name)(
+      image_shape, num_classes, **(model.args or {}))
+
+
 def check_names(config: config_lib.ExperimentConfig) -> None:
   """Looks up every name of the configuration; loads and builds nothing.
 
@@ -126,10 +154,10 @@ def check_names(config: config_lib.ExperimentConfig) -> None:
 
 @contextlib.contextmanager
 def naming_unreadable_images(splits: sources.Splits) -> Iterator[None]:
-  """Turns TensorFlow's error about some image into an InputError."""
+  """Turns TensorFlow's error about bad images into an InputError."""
   try:
     yield
-  except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+  except tf.errors.OpError:
     for split in (splits.train, splits.validation):
       split.check()
     raise
@@ -176,24 +204,28 @@ class Experiment:
   def train_dataset(self, start_step: int) -> tf.data.Dataset:
     """Micro batches from update `start_step` to the end of the run."""
     data, derived = self.config.data, self.config.derived
+    runtime = self.config.runtime
     steps = derived.total_steps - start_step + self.trainer.method.lookahead
     return self.smoothed(pipeline.train_dataset(
         self.splits.train, global_batch_size=data.global_batch_size,
-        micro_batches=self.config.runtime.micro_batches,
+        micro_batches=runtime.micro_batches,
         seed=self.config.seed, augment=data.augment, start_step=start_step,
-        num_steps=steps))
+        num_steps=steps, deterministic=data.deterministic,
+        streams=1 + self.trainer.method.augments, mixup=data.mixup,
+        cutmix=data.cutmix, replicas=runtime.num_replicas))
 
   def smoothed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Puts labels into the form that the training loss takes."""
-    smoothing = self.config.objective.label_smoothing
-    if not smoothing:
+    if not _has_soft_labels(self.config):
       return dataset
+    smoothing = self.config.objective.label_smoothing
     classes = self.splits.train.num_classes
 
     def smooth(image: tf.Tensor, label: tf.Tensor,
                weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
-      label = (tf.one_hot(label, classes) * (1.0 - smoothing)
-               + smoothing / classes)
+      if label.dtype.is_integer:
+        label = tf.one_hot(label, classes)
+      label = label * (1.0 - smoothing) + smoothing / classes
       return image, label, weight
 
     return dataset.map(smooth, num_parallel_calls=1)
@@ -249,6 +281,12 @@ class Experiment:
     return figures
 
 
+def _has_soft_labels(config: config_lib.ExperimentConfig) -> bool:
+  """Whether training labels are probabilities."""
+  data = config.data
+  return bool(config.objective.label_smoothing or data.mixup or data.cutmix)
+
+
 def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:
   kind = (tf.keras.losses.CategoricalCrossentropy if soft
           else tf.keras.losses.SparseCategoricalCrossentropy)
@@ -280,6 +318,7 @@ def build(config: config_lib.ExperimentConfig,
   strategy = _strategy(config.runtime)
   splits = splits or DATASETS[config.data.name](config.data)
   config = config_lib.resolve(config, splits.train.num_examples)
+  stopping.check(config.evaluation, splits.train.num_classes)
   runtime = config.runtime
   tf.keras.utils.set_random_seed(config.seed)
   if runtime.deterministic:
@@ -289,20 +328,20 @@ def build(config: config_lib.ExperimentConfig,
       field.name: getattr(config.attack, field.name)
       for field in dataclasses.fields(attacks.Pgd)})
   with _precision(runtime.precision), strategy.scope():
-    model = _model_builder(config.model.name)(
-        splits.train.image_shape, splits.train.num_classes,
-        **(config.model.args or {}))
+    model = build_model(
+        config.model, splits.train.image_shape, splits.train.num_classes)
     try:
       trainer = trainers.Trainer(
           model, METHODS[config.method.name](config.method), attack,
           pixel_range=PIXEL_RANGE, seed=config.seed,
           micro_batches=runtime.micro_batches,
-          deterministic=runtime.deterministic)
+          deterministic=runtime.deterministic,
+          reduce_dtype=runtime.reduce_dtype,
+          bn_group_size=config.bn.group_size)
       outputs = user.outputs(model, splits.train.image_shape)
-      soft = config.objective.label_smoothing > 0
       trainer.compile(
           OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),
-          _cross_entropy(outputs, soft), metrics=["accuracy"],
+          _cross_entropy(outputs, _has_soft_labels(config)), metrics=["accuracy"],
           jit_compile=runtime.jit_compile or None,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:

@@ -19,6 +19,7 @@ ATTACK_TARGET = 2
 DROPOUT = 3
 ORDER = 16
 AUGMENTATION = 17
+MIXING = 18
 
 
 def make_key(seed: int, purpose: int, *data: tf.Tensor | int) -> Key:

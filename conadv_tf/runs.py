@@ -1,6 +1,7 @@
 """Runs: train in a directory, resume there, restore from it, export."""
 
 import logging
+import time
 from typing import Any
 
 import tensorflow as tf
@@ -11,10 +12,14 @@ from conadv_tf import experiment as experiments
 from conadv_tf.evaluation import serving
 from conadv_tf.layers import routing
 from conadv_tf.training import (
+  averaging,
   callbacks,
   checkpoint,
+  mlperf_log,
   perturbation,
   run_directory,
+  stopping,
+  warm_start,
 )
 
 _PICTURES = 8
@@ -23,7 +28,10 @@ _PICTURES = 8
 def restore(
     model_dir: str
 ) -> tuple[experiments.Experiment, checkpoint.Checkpoint]:
-  """Rebuilds a run's experiment with the weights of its newest checkpoint.
+  """Rebuilds a run's experiment with the weights that are its result.
+
+  They are those of its newest checkpoint, or of its best evaluation where it
+  has `evaluation.patience`, and averaged where the optimizer averages.
 
   Raises:
     InputError: if `model_dir` holds no run or no intact checkpoint.
@@ -33,13 +41,13 @@ def restore(
   if config is None:
     raise config_lib.InputError(
         f"model_dir {model_dir} holds no run (no params.yaml); train first")
-  latest = directory.checkpoints.latest()
-  if latest is None:
+  result = stopping.result_checkpoint(directory, config.evaluation)
+  if result is None:
     raise config_lib.InputError(
         f"model_dir {model_dir} holds no checkpoint yet; train first")
   experiment = experiments.build(config)
-  checkpoint.restore(experiment.trainer, latest.state, weights_only=True)
-  return experiment, latest
+  checkpoint.restore(experiment.trainer, result.state, weights_only=True)
+  return experiment, result
 
 
 def run(config: config_lib.ExperimentConfig, model_dir: str, *,
@@ -66,37 +74,86 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
 def _run(config: config_lib.ExperimentConfig,
          directory: run_directory.RunDirectory, evaluates: bool,
          quiet: bool) -> dict[str, Any]:
+  begin = time.time()
   saved = directory.saved_config()
   directory.check(config)
   run_directory.keep_virtual_replicas(saved, config)
   config_lib.check_batch(config)  # before the data are loaded
-  for key in config_lib.unused_keys(config):
-    logging.warning("%s is set but not used by this configuration", key)
+  mlperf_log.check(config)
+  _warn(config, evaluates)
   latest = directory.checkpoints.latest() if saved else None
   experiment = experiments.build(config)
   config = experiment.config
   results = directory.results()
-  total = config.derived.total_steps
-  if results is not None and latest is not None and latest.step >= total:
+  if results is not None and latest is not None and (
+      results.get("step") == latest.step
+      and _ends(config, directory, latest.step)):
     if not quiet:
       print(f"finished already: {directory.file('results.json')}")
     return results
-  if latest is not None:
-    _check_data(config, latest)
-  step, seconds = 0, 0.0
-  if latest is not None:
-    checkpoint.restore(experiment.trainer, latest.state)
-    step, seconds = latest.step, latest.extra["seconds"]
+  step, seconds = _begin(experiment, latest)
+  log = _open_log(experiment, directory, step, evaluates)
   directory.open(config)
   if not quiet:
     print(description.describe(experiment), flush=True)
   if step:
-    logging.warning("resuming at update %d of %d", step, total)
+    logging.warning("resuming at update %d of %d", step,
+                    config.derived.total_steps)
   directory.cut_metrics(step)
-  if step < total:
-    with experiments.naming_unreadable_images(experiment.splits):
-      _fit(experiment, directory, step, seconds, evaluates, quiet)
-  return _finish(experiment, directory)
+  trains = not _ends(config, directory, step)
+  if log:
+    log.open(step, trains, begin)
+  try:
+    if trains:
+      directory.remove_results()
+      with experiments.naming_unreadable_images(experiment.splits):
+        _fit(experiment, directory, step, seconds, evaluates, quiet, log)
+    return _finish(experiment, directory, log)
+  finally:
+    if log:
+      log.close()
+
+
+def _warn(config: config_lib.ExperimentConfig, evaluates: bool) -> None:
+  for key in config_lib.unused_keys(config):
+    logging.warning("%s is set but not used by this configuration", key)
+  if stopping.is_possible(config.evaluation) and not evaluates:
+    logging.warning("evaluation.target_accuracy and evaluation.patience stop "
+                    "nothing: mode train evaluates at the end only")
+
+
+def _ends(config: config_lib.ExperimentConfig,
+          directory: run_directory.RunDirectory, step: int) -> bool:
+  """Whether a run at update `step` has no update left to make."""
+  return step >= config.derived.total_steps or stopping.reason(
+      config.evaluation, directory.metrics(), step) is not None
+
+
+def _begin(experiment: experiments.Experiment,
+           latest: checkpoint.Checkpoint | None) -> tuple[int, float]:
+  """Puts initial or saved weights in place; returns (updates, seconds)."""
+  if latest is None:
+    initial = experiment.config.model.initial_weights
+    if initial is not None:
+      warm_start.load(experiment.trainer, initial)
+    return 0, 0.0
+  _check_data(experiment.config, latest)
+  checkpoint.restore(experiment.trainer, latest.state)
+  return latest.step, latest.extra["seconds"]
+
+
+def _open_log(experiment: experiments.Experiment,
+              directory: run_directory.RunDirectory, step: int,
+              evaluates: bool) -> mlperf_log.MlperfLog | None:
+  """Checks an MLPerf log where one is asked for; writes nothing."""
+  if not experiment.config.mlperf.log:
+    return None
+  log = mlperf_log.MlperfLog(
+      directory.file("mlperf.log"), experiment.config,
+      experiment.splits.validation.num_examples, evaluates)
+  log.check(step, [
+      r["step"] for r in directory.metrics() if r["step"] <= step])
+  return log
 
 
 def _check_data(config: config_lib.ExperimentConfig,
@@ -111,16 +168,22 @@ def _check_data(config: config_lib.ExperimentConfig,
 
 def _fit(experiment: experiments.Experiment,
          directory: run_directory.RunDirectory, step: int, seconds: float,
-         evaluates: bool, quiet: bool) -> None:
+         evaluates: bool, quiet: bool,
+         log: mlperf_log.MlperfLog | None) -> None:
   config = experiment.config
   options = config.evaluation
+
+  def evaluate() -> dict[str, float]:
+    with averaging.averaged_weights(experiment.trainer):
+      return experiment.evaluate(options.attacks,
+                                 train_examples=options.train_examples)
+
+  if log:
+    log.start_run()
   callback = callbacks.RunCallback(
-      config, directory,
-      lambda: experiment.evaluate(options.attacks,
-                                  train_examples=options.train_examples),
-      _pictures(experiment), start_step=step, seconds=seconds, quiet=quiet,
-      evaluates=evaluates,
-      learning_rate=lambda s: float(experiment.schedule(s)))
+      config, directory, evaluate, _pictures(experiment), start_step=step,
+      seconds=seconds, quiet=quiet, evaluates=evaluates,
+      learning_rate=lambda s: float(experiment.schedule(s)), log=log)
   chain = tf.keras.callbacks.CallbackList(
       [callback], add_history=True, model=experiment.trainer)
   # Keras would warn that evaluating and saving take longer than an update.
@@ -143,16 +206,29 @@ def _pictures(experiment: experiments.Experiment
 
 
 def _finish(experiment: experiments.Experiment,
-            directory: run_directory.RunDirectory) -> dict[str, Any]:
-  """Writes results.json from the record of the last update."""
-  records = directory.metrics()
-  total = experiment.config.derived.total_steps
-  if not records or records[-1]["step"] != total:
+            directory: run_directory.RunDirectory,
+            log: mlperf_log.MlperfLog | None) -> dict[str, Any]:
+  """Writes results.json from the record of the last update.
+
+  A run that stopped early says why in `stopped`; one with patience names the
+  update that evaluation and export take in `best_step`.
+  """
+  config, records = experiment.config, directory.metrics()
+  step = int(experiment.trainer.step_counter.numpy())
+  if not records or records[-1]["step"] != step:
     raise config_lib.InputError(
         f"{directory.file('metrics.jsonl')} has lost its record of update "
-        f"{total}; delete the newest checkpoint to make it again")
-  directory.write_results(records[-1])
-  return records[-1]
+        f"{step}; delete the newest checkpoint to make it again")
+  results = dict(records[-1])
+  if step < config.derived.total_steps:
+    results["stopped"] = stopping.reason(config.evaluation, records, step)
+  best = stopping.best_step(config.evaluation, records)
+  if best is not None:
+    results["best_step"] = best
+  if log:
+    log.stop_run(step, results["validation/accuracy"])
+  directory.write_results(results)
+  return results
 
 
 def export(experiment: experiments.Experiment, step: int, output_dir: str,

@@ -25,9 +25,9 @@ def main() -> None:
   with command_line.one_line_errors():
     from conadv_tf import config as config_lib
     config = config_lib.load(_CONFIG_FILE.value, _PARAMS_OVERRIDE.value)
-    from conadv_tf import description, experiment, runs
+    from conadv_tf import description, runs
     if _MODE.value == "describe":
-      print(description.describe(experiment.build(config)))
+      print(description.describe_config(config))
       return
     if not _MODEL_DIR.value:
       raise config_lib.InputError("--model_dir is missing; name a directory "

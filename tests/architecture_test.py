@@ -29,8 +29,9 @@ LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}
 # A method stands alone, on what is common to all of them.
 METHOD_BASES = ("conadv_tf.methods.method", "conadv_tf.methods.adversarial")
 # Seconds to import: only inside the functions that need them.
-HEAVY = ("foolbox", "keras_cv", "official.nlp", "official.vision", "sklearn",
-         "tensorflow_addons", "tensorflow_datasets")
+HEAVY = ("foolbox", "keras_cv", "mlperf_logging", "official.nlp",
+         "official.vision", "sklearn", "tensorflow_addons",
+         "tensorflow_datasets")
 CONFIG_MAY_IMPORT = ("official.modeling.hyperparams", "yaml")
 
 MAX_FILE_LINES, GOOD_FILE_LINES, MAX_FUNCTION_LINES = 400, 300, 60

@@ -133,14 +133,24 @@ def test_describe_writes_nothing(tmp_path: pathlib.Path) -> None:
       'normalisations in branches clean, adversarial',
       'method: conadv, lag 2; forward passes F a step: 8 in all, 2 in a row '
       '(vanilla: 3 and 2)',
-      'updates: 6 of 8 examples = 2 virtual replica(s) of 4; warm-up 2 from '
-      'learning rate 0, peak 1',
+      'attack: radius 16, 1 step(s) of 16, all in 1/255 (linf, sign)',
+      'updates: 6 of 8 examples, 3 an epoch, for 2 epochs; the first 2 are '
+      'warm-up',
+      'batch: 8 = 2 virtual replica(s) of 4 = 1 replica(s) x 2 micro '
+      'batch(es); at 64 images a core, 1 TPU core(s)',
+      'batch statistics: over 4 clean, 4 adversarial images, 1 replica(s) '
+      'together',
+      'learning rate, polynomial: first (update 0, epoch 0) 0; 1/4 (update 1, '
+      'epoch 0.3333) 0.5; warm-up ends (update 2, epoch 0.6667) 1; 1/2 (update '
+      '3, epoch 1) 0.56254; 3/4 (update 4, epoch 1.333) 0.25008; last (update '
+      '5, epoch 1.667) 0.062594',
+      'evaluation: 2 time(s), every 1 epoch(s), after epoch 1, 2',
       'lars: 6 of 8 tensors (rank <= 1: batch normalisation and '
       'biases) take no scaling and no decay',
-      'held: one batch 384 bytes (uint8), its adversaries 1,536 bytes '
-      '(float32)',
+      'held: images 384 bytes (uint8), adversaries 1,536 bytes (float32), '
+      'labels and weights 64 bytes; 1,984 bytes a replica',
       # 171 and the other branch's 8, and moving mean and variance of both.
-      'lagged copies: 1 weight set(s) of 780 bytes',
+      'lagged copies: 1 weight set(s) of 780 bytes on every replica',
   ]
   assert not (tmp_path / 'run').exists()
 

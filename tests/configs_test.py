@@ -5,32 +5,54 @@ import pathlib
 
 import pytest
 
-from conadv_tf import config, experiment, runs
+from conadv_tf import config, description, experiment, runs
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-_PATHS = sorted(
+_OVERLAYS_OF = 'configs/imagenet/batch/'
+_FILES = sorted(
     path.relative_to(_REPOSITORY).as_posix()
     for path in (_REPOSITORY / 'configs').rglob('*.yaml'))
+# An overlay holds a few keys, for a second --config_file.
+_OVERLAYS = [path for path in _FILES if path.startswith(_OVERLAYS_OF)]
+_PATHS = [path for path in _FILES if path not in _OVERLAYS]
 _TWO_UPDATES = (
     'data.name=synthetic,data.path=null,data.global_batch_size=8,'
-    'data.num_examples=16,data.num_classes=3,'
-    'schedule.epochs=1,schedule.warmup_epochs=0,'
+    'data.num_examples=16,data.num_classes=3,data.train_examples=null,'
+    'data.validation_examples=null,data.preprocessing=resize,'
+    'data.max_bad_examples=0,schedule.epochs=1,schedule.warmup_epochs=0,'
     'runtime.strategy=one_device,runtime.num_replicas=1,'
-    'runtime.micro_batches=1,'
+    'runtime.micro_batches=1,bn.group_size=1,'
     'evaluation.every_epochs=1,evaluation.batch_size=4,'
-    'evaluation.train_examples=0,checkpoint.every_epochs=1')
+    'evaluation.offset_epochs=0,evaluation.target_accuracy=null,'
+    'evaluation.train_examples=0,checkpoint.every_epochs=1,mlperf.log=false')
 # The smallest images that the network takes; 8 where it is not listed.
-_IMAGE_SIZE = {'ResNet50': 32}
+_IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
+               'EfficientNetB0': 32}
+# Minutes of tracing; their recipes run with another model below.
+_SLOW_MODELS = ('EfficientNetB0', 'resnet50')
+_SMALL = 'model.name=resnet8,model.args=null,data.image_size=8'
+
+
+def _files(path: str) -> list[str]:
+  """What is loaded: a configuration, an overlay with one that it suits."""
+  if path not in _OVERLAYS:
+    return [str(_REPOSITORY / path)]
+  base = 'conadv_aa' if '/aa/' in path else 'conadv'
+  return [str(_REPOSITORY / f'configs/imagenet/{base}.yaml'),
+          str(_REPOSITORY / path)]
 
 
 def _load(path: str) -> config.ExperimentConfig:
-  return config.load([str(_REPOSITORY / path)])
+  return config.load(_files(path))
 
 
 def _each_model_once() -> list[object]:
   """All paths; those whose model came before are slow."""
-  seen, parameters = set(), []
-  for path in _PATHS:
+  # Methods with adversaries first: they are what a model is traced for.
+  ordered = sorted(_FILES, key=lambda path: (
+      path in _OVERLAYS, _load(path).method.name != 'conadv'))
+  seen, parameters = set(_SLOW_MODELS), []
+  for path in ordered:
     name = _load(path).model.name
     parameters.append(pytest.param(
         path, marks=[pytest.mark.slow] if name in seen else []))
@@ -40,45 +62,87 @@ def _each_model_once() -> list[object]:
 
 def test_there_are_configurations_of_every_kind() -> None:
   assert {path.split('/')[1] for path in _PATHS} == {
-      'cifar10', 'digits', 'image_folder', 'synthetic', 'tfds'}
+      'cifar10', 'digits', 'image_folder', 'imagenet', 'imagenette',
+      'synthetic', 'tfds'}
 
 
-@pytest.mark.parametrize('path', _PATHS)
-def test_the_head_says_command_hardware_time_and_number(path: str) -> None:
+def _head(path: str) -> str:
+  """The comment that opens a file, its lines joined."""
   lines = (_REPOSITORY / path).read_text(encoding='utf-8').splitlines()
+  assert max(map(len, lines)) <= 80
   head = []
   for line in lines:
     if not line.startswith('#'):
       break
     head.append(line.lstrip('# ').rstrip('\\ '))
-  text = ' '.join(head)
+  return ' '.join(head)
+
+
+@pytest.mark.parametrize('path', _PATHS)
+def test_the_head_says_command_hardware_time_and_number(path: str) -> None:
+  text = _head(path)
   assert (f'python -m conadv_tf.train --config_file={path} ' in text
           and '--model_dir=runs/' in text)
   assert 'Hardware: ' in text
   assert 'Time and accuracy: ' in text
-  assert max(map(len, lines)) <= 80
+  if path.startswith('configs/imagenet/'):
+    assert 'Source: ' in text
 
 
-@pytest.mark.parametrize('path', _PATHS)
+@pytest.mark.parametrize('path', _OVERLAYS)
+def test_the_head_of_an_overlay_says_how_it_is_used(path: str) -> None:
+  text = _head(path)
+  command = text[text.index('python -m conadv_tf.train '):]
+  first, *further = [
+      word.partition('=')[2] for word in command.split()
+      if word.startswith('--config_file=')]
+  assert first in _PATHS and path in further
+  assert '--model_dir=runs/' in command
+  assert 'an overlay' in text and 'Source: ' in text
+  # The command as it stands is legal.
+  config.resolve(config.load(
+      [str(_REPOSITORY / name) for name in (first, *further)]), 1_281_167)
+
+
+@pytest.mark.parametrize('path', _FILES)
 def test_names_are_known_and_every_key_is_used(path: str) -> None:
   loaded = _load(path)
   experiment.check_names(loaded)
   assert config.unused_keys(loaded) == []
-  resolved = config.resolve(loaded, 50_000)
-  assert resolved.derived.total_steps == round(
-      loaded.schedule.epochs * 50_000 / loaded.data.global_batch_size)
+  examples = loaded.data.train_examples or 50_000
+  resolved = config.resolve(loaded, examples)
+  batch, epochs = loaded.data.global_batch_size, loaded.schedule.epochs
+  assert resolved.derived.total_steps == (
+      int(epochs * (examples // batch))
+      if loaded.schedule.convention == 'mlperf'
+      else round(epochs * examples / batch))
   # Batch normalisation needs some rows for its statistics.
   assert resolved.derived.replica_batch_size >= 32
+  if path.startswith('configs/imagenet/'):
+    # The paper's floor, and what the released code has.
+    assert resolved.derived.replica_batch_size == (
+        96 if path.endswith('released_96k.yaml') else 64)
 
 
-@pytest.mark.parametrize('path', _each_model_once())
-def test_two_updates(path: str, tmp_path: pathlib.Path,
+@pytest.mark.parametrize('path', [
+    path for path in _PATHS if path.startswith('configs/imagenet/')])
+def test_is_described_without_its_data(path: str) -> None:
+  loaded = _load(path)
+  lines = description.describe_config(loaded).splitlines()
+  assert lines[0] == (
+      f'data: {loaded.data.name}, {loaded.data.train_examples:,} training and '
+      f'{loaded.data.validation_examples:,} validation images '
+      f'{loaded.data.image_size}x{loaded.data.image_size}x3, '
+      f'{loaded.data.num_classes} classes')
+  assert lines[2].startswith(f'method: {loaded.method.name}, lag ')
+
+
+def _run_two_updates(files: list[str], pairs: str, folder: pathlib.Path,
                      capsys: pytest.CaptureFixture[str]) -> None:
-  size = _IMAGE_SIZE.get(_load(path).model.name, 8)
-  small = config.load(
-      [str(_REPOSITORY / path)], [_TWO_UPDATES, f'data.image_size={size}'])
-  results = runs.run(small, str(tmp_path / 'run'))
+  small = config.load(files, [_TWO_UPDATES, pairs])
+  results = runs.run(small, str(folder / 'run'))
   described = capsys.readouterr().out.splitlines()
+  size = small.data.image_size
   assert described[0] == (
       f'data: synthetic, 16 training and 4 validation images {size}x{size}x3, '
       '3 classes')
@@ -86,5 +150,27 @@ def test_two_updates(path: str, tmp_path: pathlib.Path,
   assert (results['step'], results['epoch']) == (2, 1.0)
   assert results['validation/examples'] == 4
   assert 0 < results['validation/loss'] < 1e4
-  with open(tmp_path / 'run' / 'results.json', encoding='utf-8') as file:
+  with open(folder / 'run' / 'results.json', encoding='utf-8') as file:
     assert json.load(file) == results
+
+
+@pytest.mark.parametrize('path', _each_model_once())
+def test_two_updates(path: str, tmp_path: pathlib.Path,
+                     capsys: pytest.CaptureFixture[str]) -> None:
+  size = _IMAGE_SIZE.get(_load(path).model.name, 8)
+  _run_two_updates(_files(path), f'data.image_size={size}', tmp_path, capsys)
+
+
+@pytest.mark.parametrize('names', [
+    ('mlperf_32768',),
+    ('conadv', 'batch/released_96k', 'batch/released_units'),
+    # AutoAugment alone takes a minute to trace.
+    *(pytest.param((path.split('/')[-1].removesuffix('.yaml'),),
+                   marks=pytest.mark.slow)
+      for path in _PATHS if path.startswith('configs/imagenet/'))])
+def test_two_updates_of_a_recipe_with_a_small_model(
+    names: tuple[str, ...], tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str]) -> None:
+  files = [str(_REPOSITORY / f'configs/imagenet/{name}.yaml')
+           for name in names]
+  _run_two_updates(files, _SMALL, tmp_path, capsys)

@@ -24,6 +24,15 @@ def _build(*overrides: str) -> experiment.Experiment:
      'optimizer.weight_decay=0.01,optimizer.epsilon=1e-6',
      {'beta_1': 0.8, 'beta_2': 0.9, 'weight_decay': 0.01, 'epsilon': 1e-6}),
     ('optimizer.name=adamw', {'epsilon': 1e-7}),
+    ('optimizer.name=lars', {
+        'clipnorm': None, 'clipvalue': None, 'global_clipnorm': None,
+        'use_ema': False}),
+    ('optimizer.name=lars,optimizer.ema_momentum=0.5,optimizer.clipvalue=2',
+     {'use_ema': True, 'ema_momentum': 0.5, 'clipvalue': 2.0}),
+    ('optimizer.name=sgd,optimizer.ema_momentum=0,optimizer.clipnorm=2',
+     {'use_ema': True, 'ema_momentum': 0.0, 'clipnorm': 2.0}),
+    ('optimizer.name=adamw,optimizer.global_clipnorm=2',
+     {'use_ema': False, 'global_clipnorm': 2.0}),
 ])
 def test_optimizers(pairs: str, expected: dict[str, float]) -> None:
   optimizer = _build(pairs).trainer.optimizer

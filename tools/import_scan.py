@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     "foolbox": "foolbox",
     "keras_cv": "keras-cv",
     "matplotlib": "matplotlib",
+    "mlperf_logging": "mlperf-logging",
     "numpy": "numpy",
     "official": "tf-models-official",
     "pytest": "pytest",

@@ -195,12 +195,16 @@ class EvaluationConfig(base_config.Config):
 
 @dataclasses.dataclass
 class MlperfConfig(base_config.Config):
-  """A compliant log at model_dir/mlperf.log; what its head names."""
+  """A compliant log at model_dir/mlperf.log; what its head names.
+
+  `cache_cleared` is the submitter's word that the launcher did so.
+  """
   log: bool = False
   organization: str = 'none'
   platform: str = 'none'
   division: Literal['closed', 'open'] = 'closed'
   status: Literal['cloud', 'onprem', 'preview', 'research'] = 'research'
+  cache_cleared: bool = False
 
 
 @dataclasses.dataclass

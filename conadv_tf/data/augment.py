@@ -15,7 +15,8 @@ import tensorflow as tf
 from conadv_tf import randomness
 from conadv_tf.config import InputError
 
-NAMES = ('none', 'crop_flip', 'autoaugment', 'randaugment')
+POLICIES = ('autoaugment', 'randaugment')  # Of the library.
+NAMES = ('none', 'crop_flip', *POLICIES)
 
 _CROP_WORDS = 4
 _LIBRARY_WORDS = 124  # Its policies draw 40 to 70 numbers.
@@ -56,13 +57,13 @@ def check(name: str, shape: Sequence[int]) -> None:
 
 
 def apply(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-  """Augments a batch.
+  """Augments a batch, or one image.
 
   Args:
-    name: one of NAMES. `autoaugment` and `randaugment` are followed by
-      `crop_flip`, as in the CIFAR recipes.
-    images: uint8 [b, h, w, c], statically shaped.
-    bits: uint32 [b, words(name)], uniform.
+    name: one of NAMES. Policies are followed by `crop_flip`, as in the CIFAR
+      recipes.
+    images: uint8 [b, h, w, c] or [h, w, c], statically shaped.
+    bits: uint32 [b, words(name)] or [words(name)], uniform.
 
   Returns:
     uint8, shape of `images`.
@@ -70,11 +71,15 @@ def apply(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   Raises:
     InputError: see `check`.
   """
-  check(name, images.shape[1:])
+  check(name, images.shape[-3:])
   if name == 'none':
     return images
+  if images.shape.rank == 3:
+    if name != 'crop_flip':
+      images = policy(name, images, bits[_CROP_WORDS:])
+    return crop_flip(images[None], bits[None, :_CROP_WORDS])[0]
   if name != 'crop_flip':
-    images = _library(name, images, bits[:, _CROP_WORDS:])
+    images = _policies(name, images, bits[:, _CROP_WORDS:])
   return crop_flip(images, bits[:, :_CROP_WORDS])
 
 
@@ -103,31 +108,41 @@ def crop_flip(images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
   return tf.gather(padded, columns, axis=2, batch_dims=1)
 
 
-def _library(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-  """Applies a policy of the Model Garden to each image."""
-  *_, height, width, channels = images.shape
+def policy(name: str, image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+  """Applies a policy of the Model Garden to one image.
+
+  Args:
+    name: one of POLICIES.
+    image: uint8 [h, w, c], c = 1 or 3, statically shaped.
+    bits: uint32 [words(name) - 4], uniform.
+
+  Returns:
+    uint8, shape of `image`.
+  """
+  height, width, channels = image.shape
   from official.vision.ops import augment as library  # Slow to import.
-  distort = _policy(name, min(height, width), library).distort
-
-  def one(arguments: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-    image, row = arguments
-    with _keyed_draws(library, randomness.unit_floats(row)):
-      return distort(image)
-
+  distort = _augmenter(name, min(height, width), library).distort
   # Its operations are written for RGB.
-  colour = tf.repeat(images, 3, axis=-1) if channels == 1 else images
-  result = tf.map_fn(
-      one, (colour, bits),
-      fn_output_signature=tf.TensorSpec([height, width, 3], tf.uint8),
-      parallel_iterations=_PARALLEL_IMAGES)
-  result.set_shape(colour.shape)
+  colour = tf.repeat(image, 3, axis=-1) if channels == 1 else image
+  with _keyed_draws(library, randomness.unit_floats(bits)):
+    result = tf.ensure_shape(distort(colour), [height, width, 3])
   if channels == 1:
     grey = tf.reduce_mean(tf.cast(result, tf.float32), -1, keepdims=True)
     result = tf.cast(tf.round(grey), tf.uint8)
   return result
 
 
-def _policy(name: str, size: int, library: types.ModuleType) -> Any:
+def _policies(name: str, images: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+  """Applies `policy` to each image of a batch."""
+  result = tf.map_fn(
+      lambda pair: policy(name, *pair), (images, bits),
+      fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
+      parallel_iterations=_PARALLEL_IMAGES)
+  result.set_shape(images.shape)
+  return result
+
+
+def _augmenter(name: str, size: int, library: types.ModuleType) -> Any:
   """Returns the library's augmenter for images of `size` pixels.
 
   Distances in pixels are for 224 pixels by default (10 of 32 in the CIFAR

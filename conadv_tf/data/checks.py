@@ -38,22 +38,21 @@ def check_image_size(
         f'{shape[1]} and are not resized; leave it null.')
 
 
-def check_labels(
+def check_label_array(
     labels: np.ndarray, where: str, num_classes: int | None = None
 ) -> np.ndarray:
-  """Checks labels.
+  """Checks everything about labels but their range.
 
   Args:
     labels: integers [n] or [n, 1].
     where: what they belong to, for error messages.
-    num_classes: labels must lie in 0 .. num_classes-1; None means >= 0.
+    num_classes: how many classes there are, if known.
 
   Returns:
     The labels, [n], dtype unchanged.
 
   Raises:
-    InputError: not integers, wrong rank, none at all, or out of range;
-      num_classes below 1.
+    InputError: not integers, wrong rank or none at all; num_classes below 1.
   """
   if num_classes is not None and num_classes < 1:
     raise InputError(f'data.num_classes={num_classes}: must be at least 1.')
@@ -68,6 +67,26 @@ def check_labels(
   if labels.dtype.kind not in 'iu':
     raise InputError(
         f'{where}: labels are {labels.dtype}; need integer class numbers.')
+  return labels
+
+
+def check_labels(
+    labels: np.ndarray, where: str, num_classes: int | None = None
+) -> np.ndarray:
+  """Checks labels: see `check_label_array`, and each lies in its range.
+
+  Args:
+    labels: integers [n] or [n, 1].
+    where: what they belong to, for error messages.
+    num_classes: labels must lie in 0 .. num_classes-1; None means >= 0.
+
+  Returns:
+    The labels, [n], dtype unchanged.
+
+  Raises:
+    InputError: also for a label out of range.
+  """
+  labels = check_label_array(labels, where, num_classes)
   limit = num_classes or _MAX_CLASSES
   bad = np.flatnonzero((labels < 0) | (labels >= limit))
   if len(bad):
@@ -77,9 +96,15 @@ def check_labels(
   return labels
 
 
+def label_reason(label: int, num_classes: int) -> str:
+  """Returns why an example with a label out of range is a bad one."""
+  return f'its label is {label}, outside 0 .. {num_classes - 1}'
+
+
 def first_line(error: BaseException) -> str:
   """Returns the first line of an error, for use inside another's."""
   text = str(getattr(error, 'message', '') or error)
   # TensorFlow puts the names of its nodes in front.
-  lines = re.sub(r'\{\{.*?\}\}', '', text).strip().splitlines()
+  text = re.sub(r'\{\{.*?\}\}|\[Op:.*', '', text)
+  lines = text.strip().splitlines()
   return lines[0].strip() if lines else type(error).__name__

@@ -12,24 +12,24 @@ import tensorflow as tf
 from conadv_tf import randomness
 from conadv_tf.config import InputError
 from conadv_tf.data import augment as augmentation
-from conadv_tf.data.source import Source
+from conadv_tf.data import decode, mix, positions, tolerant
+from conadv_tf.data.encoded import EncodedSource, Example, Shard
+from conadv_tf.data.source import DecodedSource, Source
+from conadv_tf.data.tolerant import Batch, Images
 
-_Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # Image, label, weight.
-
-_PHILOX = 1
-_WORDS_PER_COUNT = 4  # Philox makes 128 bits for each value of its counter.
-_SHUFFLE_ROUNDS = 12
+_ONE = Shard()
 
 
 def train_dataset(
     source: Source, *, global_batch_size: int, micro_batches: int = 1,
     seed: int = 0, augment: str = 'none', start_step: int = 0,
-    num_steps: int) -> tf.data.Dataset:
+    num_steps: int, shard: Shard = _ONE, deterministic: bool = True,
+    streams: int = 1, mixup: float = 0.0, cutmix: float = 0.0,
+    replicas: int = 1) -> tf.data.Dataset:
   """Returns the training batches of `num_steps` steps.
 
-  The permutations of all epochs are laid end to end and cut into batches, so
-  every example is seen exactly once an epoch and remainders are carried
-  over. The batch may be larger than the training set.
+  Epochs' permutations are laid end to end and cut into batches: every example
+  is seen once an epoch, and a batch may be larger than the training set.
 
   Args:
     source: the training set.
@@ -39,66 +39,93 @@ def train_dataset(
     augment: one of `augment.NAMES`.
     start_step: the step of the first batch.
     num_steps: how many steps.
+    shard: which of P input pipelines, each of which yields its own B/k/P
+      rows of every element.
+    deterministic: whether the rows of encoded images come in a fixed order;
+      if not, slow ones are overtaken, and no run can be repeated exactly.
+    streams: 2 for images as {"image": without, "augmented": with the policy
+      `augment`}; both have the same crop and flip.
+    mixup: alpha of `mix.mix_batch`; 0 is off, as for `cutmix`.
+    cutmix: alpha.
+    replicas: equal parts of an element that are not mixed with each other.
 
   Returns:
-    num_steps * k elements (image uint8 [B/k, h, w, c], label int32 [B/k],
-    weight float32 [B/k], all 1), statically shaped. Element e of step t
-    holds rows e*B/k to (e+1)*B/k of global batch t.
+    num_steps * k elements (image uint8 [b, h, w, c], label int32 [b] or, mixed,
+    float32 [b, classes], weight float32 [b]: 0 for bad examples, else 1),
+    statically shaped, b = B/k/P. Element e of step t holds rows e*B/k to
+    (e+1)*B/k of global batch t.
 
   Raises:
-    InputError: B or k below 1, k does not divide B, a negative step, or an
-      augmentation that is unknown or does not fit the images.
+    InputError: B or k below 1, B/k or B/k/P not whole, a negative step, or an
+      augmentation that is unknown or does not fit images or streams.
   """
   _check_batches(global_batch_size, micro_batches, start_step, num_steps)
-  rows = global_batch_size // micro_batches
+  rows = _rows(global_batch_size // micro_batches, shard,
+               'data.global_batch_size / runtime.micro_batches')
   augmentation.check(augment, source.image_shape)
-  words = augmentation.words(augment)
-  with tf.device('CPU:0'):
-    order_key = randomness.make_key(seed, randomness.ORDER)
-    augmentation_key = randomness.make_key(seed, randomness.AUGMENTATION)
+  _check_streams(source, augment, streams)
+  shard = Shard(shard.index, shard.count, rows)
+  order, words, mixing = _keys(seed)
+  first, count = start_step * micro_batches, num_steps * micro_batches
+  make = (_encoded_training if isinstance(source, EncodedSource)
+          else _decoded_training)
+  elements = make(source, order, words, augment, streams, first, count, shard,
+                  deterministic)
 
-  def element(number: tf.Tensor) -> _Batch:
-    first = number * rows
-    images, labels = source.read(
-        _examples(order_key, first, rows, source.num_examples))
-    if words:
-      # Given the seed, a position and the pair (epoch, example) determine
-      # each other, so this keys by (seed, epoch, example).
-      bits = _bits(augmentation_key, first, rows, words)
-      images = augmentation.apply(augment, images, bits)
-    return images, labels, tf.ones([rows])
+  def mixed(number: tf.Tensor, batch: Batch) -> Batch:
+    return mix.mix_batch(
+        *batch, mixing, number * shard.count + shard.index, mixup, cutmix,
+        source.num_classes, replicas)
 
-  elements = tf.data.Dataset.range(
-      start_step * micro_batches, (start_step + num_steps) * micro_batches)
-  return _mapped(elements, element)
+  if mixup or cutmix:
+    elements = _mapped(elements.enumerate(first), mixed)
+  return elements.prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_dataset(source: Source, batch_size: int) -> tf.data.Dataset:
+def evaluation_dataset(
+    source: Source, batch_size: int, shard: Shard = _ONE) -> tf.data.Dataset:
   """Returns every example once, in order.
 
   Args:
     source: any split.
-    batch_size: rows per element, b.
+    batch_size: rows per element over all input pipelines.
+    shard: which of P input pipelines, each of which has examples of its own.
 
   Returns:
-    ceil(n / b) elements (image uint8 [b, h, w, c], label int32 [b], weight
-    float32 [b]), statically shaped. Rows after the last example repeat it
-    with weight 0; all others have weight 1.
+    Elements (image uint8 [b, h, w, c], label int32 [b], weight float32 [b]),
+    statically shaped, b = batch_size / P; as many for every pipeline as the
+    one with the most examples needs. Rows after the last example have weight
+    0 and hold a copy of another (or zeros), as do those of bad examples; all
+    others have weight 1.
 
   Raises:
-    InputError: batch_size below 1.
+    InputError: batch_size below 1, or P does not divide it.
   """
   if batch_size < 1:
     raise InputError(
         f'evaluation.batch_size={batch_size}: must be at least 1.')
-  last = source.num_examples - 1
+  rows = _rows(batch_size, shard, 'evaluation.batch_size')
+  if isinstance(source, EncodedSource):
+    return _encoded_evaluation(source, rows, shard)
+  size = source.num_examples
+  last = size - 1
 
-  def element(number: tf.Tensor) -> _Batch:
-    rows = number * batch_size + tf.range(batch_size, dtype=tf.int64)
-    images, labels = source.read(tf.minimum(rows, last))
-    return images, labels, tf.cast(rows <= last, tf.float32)
+  def element(number: tf.Tensor) -> Batch:
+    own = number * rows + tf.range(rows, dtype=tf.int64)
+    indices = own * shard.count + shard.index
+    images, labels = source.read(tf.minimum(indices, last))
+    return images, labels, tf.cast(indices <= last, tf.float32)
 
-  return _mapped(tf.data.Dataset.range(last // batch_size + 1), element)
+  most = -(-size // shard.count)
+  return _mapped(tf.data.Dataset.range(-(-most // rows)), element).prefetch(
+      tf.data.AUTOTUNE)
+
+
+def _keys(seed: int) -> list[randomness.Key]:
+  """Returns the keys of order, augmentation and mixing."""
+  with tf.device('CPU:0'):
+    return [randomness.make_key(seed, purpose) for purpose in (
+        randomness.ORDER, randomness.AUGMENTATION, randomness.MIXING)]
 
 
 def _check_batches(
@@ -119,51 +146,130 @@ def _check_batches(
         'negative.')
 
 
+def _check_streams(source: Source, augment: str, streams: int) -> None:
+  """Raises InputError for augmentation that fits source or streams not."""
+  if (isinstance(source, EncodedSource) and augment == 'crop_flip'
+      and source.preprocessing == 'imagenet'):
+    raise InputError(
+        'data.augment=crop_flip: data.preprocessing=imagenet crops and flips '
+        'already; set data.augment=none.')
+  if streams == 2 and augment not in augmentation.POLICIES:
+    raise InputError(
+        f'data.augment={augment}: method.bn_branches=3 trains on an augmented '
+        f'stream; set it to one of {", ".join(augmentation.POLICIES)}.')
+
+
+def _rows(total: int, shard: Shard, what: str) -> int:
+  """Returns one input pipeline's part of `total` rows."""
+  if total % shard.count:
+    raise InputError(
+        f'{what}: {total} rows do not divide among {shard.count} input '
+        'pipelines; change it to a multiple.')
+  return total // shard.count
+
+
 def _mapped(
-    elements: tf.data.Dataset, element: Callable[[tf.Tensor], _Batch]
+    elements: tf.data.Dataset, element: Callable[..., Batch]
 ) -> tf.data.Dataset:
-  """Makes elements in parallel, in order, ahead of their use."""
+  """Makes elements in parallel, in order."""
   # No code here or in the augmentation library branches on tensors in plain
   # Python, and converting the library's takes longer than tracing it.
   return elements.map(
       tf.autograph.experimental.do_not_convert(element),
-      num_parallel_calls=tf.data.AUTOTUNE, deterministic=True,
-  ).prefetch(tf.data.AUTOTUNE)
+      num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _examples(
-    key: randomness.Key, first: tf.Tensor, rows: int, num_examples: int
-) -> tf.Tensor:
-  """Returns the examples, int64 [rows], at positions first, first+1, ...
+def _decoded_training(
+    source: DecodedSource, order: randomness.Key, key: randomness.Key,
+    augment: str, streams: int, first: int, count: int, shard: Shard,
+    deterministic: bool) -> tf.data.Dataset:
+  """Elements first .. first+count-1 of a source with random access."""
+  del deterministic  # All elements take the same time.
+  rows, words = shard.rows, augmentation.words(augment)
 
-  Position g is place g % n in the permutation of epoch g // n.
-  """
-  positions = first + tf.range(rows, dtype=tf.int64)
-  epochs = positions // num_examples
-  most_epochs = (rows + num_examples - 2) // num_examples + 1
-  # The shuffle reads only the low byte of each of its three seed words: fed
-  # with (seed, epoch) themselves, epochs 256 apart would repeat each other.
-  keys = _bits(key, epochs[0], most_epochs, _WORDS_PER_COUNT)[:, :3]
-  # Through the raw op, since the public function takes two seed words and
-  # makes 4 rounds, which leaves neighbours visibly related.
-  return tf.raw_ops.RandomIndexShuffle(
-      index=positions % num_examples, seed=tf.gather(keys, epochs - epochs[0]),
-      max_index=tf.fill([rows], tf.constant(num_examples - 1, tf.int64)),
-      rounds=_SHUFFLE_ROUNDS)
+  def element(number: tf.Tensor) -> Batch:
+    start = shard.position(number * rows)
+    images, labels = source.read(positions.shuffled(
+        order, start + tf.range(rows, dtype=tf.int64), source.num_examples))
+    if words:
+      # Given the seed, a position and the pair (epoch, example) determine
+      # each other, so this keys by (seed, epoch, example).
+      images = _streams(
+          augment, images, positions.bits(key, start, rows, words), streams)
+    return images, labels, tf.ones([rows])
+
+  return _mapped(tf.data.Dataset.range(first, first + count), element)
 
 
-def _bits(
-    key: randomness.Key, first: tf.Tensor, rows: int, words: int
-) -> tf.Tensor:
-  """Returns uint32 [rows, words]: row i depends on key and first+i alone.
+def _streams(
+    augment: str, images: tf.Tensor, bits: tf.Tensor, streams: int) -> Images:
+  """Augments, and with two streams also only crops and flips."""
+  augmented = augmentation.apply(augment, images, bits)
+  if streams == 1:
+    return augmented
+  return {'image': augmentation.apply('crop_flip', images, bits),
+          'augmented': augmented}
 
-  Philox is a function of a key and a counter; giving each position its own
-  range of counts draws all rows in one op.
-  """
-  counts = words // _WORDS_PER_COUNT
-  philox_key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=key)
-  start = counter[0] + tf.cast(first * counts, tf.uint64)
-  bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
-      shape=[rows, words], key=philox_key,
-      counter=tf.stack([start, counter[1]]), alg=_PHILOX, dtype=tf.uint32)
-  return tf.ensure_shape(bits, [rows, words])
+
+def _encoded_training(
+    source: EncodedSource, order: randomness.Key, key: randomness.Key,
+    augment: str, streams: int, first: int, count: int, shard: Shard,
+    deterministic: bool) -> tf.data.Dataset:
+  """Elements first .. first+count-1 of encoded images."""
+  size, _, channels = source.image_shape
+  start = first * shard.rows
+
+  def resized(content: tf.Tensor, boxes: tf.Tensor, bits: tf.Tensor) -> Images:
+    del boxes
+    image = decode.whole(content, size, channels)
+    return _streams(augment, image, bits, streams)
+
+  def cropped(content: tf.Tensor, boxes: tf.Tensor, bits: tf.Tensor) -> Images:
+    image = decode.distorted(
+        content, boxes, bits[:decode.WORDS], size, channels)
+    if augment == 'none':
+      return image
+    augmented = augmentation.policy(augment, image, bits[decode.WORDS:])
+    return augmented if streams == 1 else {
+        'image': image, 'augmented': augmented}
+
+  is_cropped = source.preprocessing == 'imagenet'
+  words = augmentation.words(augment) or decode.WORDS
+  make = cropped if is_cropped else resized
+
+  def draw(number: tf.Tensor) -> tf.Tensor:
+    return positions.bits(
+        key, shard.position(start + number * shard.rows), shard.rows, words)
+
+  def images(bits: tf.Tensor, example: Example) -> Images:
+    return make(source.content(example), example.boxes, bits)
+
+  examples = source.training_examples(
+      order, start, count * shard.rows, shard, deterministic)
+  elements = tolerant.batches(
+      source, examples, images, draw, shard.rows, deterministic)
+  return elements.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def _encoded_evaluation(
+    source: EncodedSource, rows: int, shard: Shard) -> tf.data.Dataset:
+  """Each encoded image of a shard once, see `evaluation_dataset`."""
+  size, _, channels = source.image_shape
+  make = decode.central if source.preprocessing == 'imagenet' else decode.whole
+
+  def images(drawn: tf.Tensor, example: Example) -> tf.Tensor:
+    del drawn
+    return make(source.content(example), size, channels)
+
+  own, most = (-(-count // rows) for count in (
+      source.shard_size(shard),
+      max(source.shard_size(Shard(i, shard.count))
+          for i in range(shard.count))))
+  elements = tolerant.batches(
+      source, source.evaluation_examples(shard), images,
+      lambda number: tf.zeros([rows, 1]), rows)
+  blank = tf.data.Dataset.from_tensors(tf.nest.map_structure(
+      lambda spec: tf.zeros(spec.shape, spec.dtype), elements.element_spec))
+  elements = elements.concatenate(blank.repeat(most - own))
+  return elements.apply(tf.data.experimental.assert_cardinality(
+      most)).prefetch(tf.data.AUTOTUNE)

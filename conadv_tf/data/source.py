@@ -1,8 +1,4 @@
-"""Image classification data with random access.
-
-Random access is what makes the pipeline a function of the step: any batch can
-be made without having made those before it.
-"""
+"""Image classification data, held in memory or encoded elsewhere."""
 
 import abc
 from collections.abc import Sequence
@@ -14,11 +10,9 @@ import tensorflow as tf
 from conadv_tf.config import InputError
 from conadv_tf.data import checks
 
-_PARALLEL_DECODES = 16
-
 
 class Source(abc.ABC):
-  """Labelled images that can be read in any order.
+  """Labelled images of one split.
 
   Attributes:
     num_examples: how many examples there are, at least 1.
@@ -33,6 +27,22 @@ class Source(abc.ABC):
   class_names: tuple[str, ...] | None
 
   @abc.abstractmethod
+  def subset(self, indices: np.ndarray) -> 'Source':
+    """Returns the examples with these numbers, int64 [n], rising.
+
+    Raises:
+      InputError: the source cannot do that.
+    """
+
+  def check(self) -> None:
+    """Raises InputError if what was read so far cannot be trained on."""
+    return
+
+
+class DecodedSource(Source):
+  """Images that can be read in any order."""
+
+  @abc.abstractmethod
   def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads examples; usable inside `tf.data` maps and functions.
 
@@ -43,12 +53,12 @@ class Source(abc.ABC):
       Images, uint8 [b, height, width, channels], and labels, int32 [b].
     """
 
-  def check(self, indices: Sequence[int] | None = None) -> None:
-    """Raises InputError for an image that cannot be read; None means all."""
-    del indices
+  def subset(self, indices: np.ndarray) -> 'DecodedSource':
+    """See the base class."""
+    return SubsetSource(self, indices)
 
 
-class ArraySource(Source):
+class ArraySource(DecodedSource):
   """Images and labels held in memory."""
 
   def __init__(
@@ -90,114 +100,18 @@ class ArraySource(Source):
     return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
 
-class EncodedSource(Source):
-  """JPEG, PNG, GIF (first frame) or BMP images, decoded when they are read."""
-
-  def __init__(
-      self, contents: Sequence[bytes | str], labels: np.ndarray, *,
-      image_size: int, channels: int = 3, num_classes: int | None = None,
-      class_names: Sequence[str] | None = None, from_files: bool = False,
-      names: Sequence[str] | None = None,
-      where: str = 'the images') -> None:
-    """Takes encoded images, or the paths of the files that hold them.
-
-    Args:
-      contents: encoded bytes, or paths if `from_files`.
-      labels: integers [n].
-      image_size: pixels; every image is resized to this square (bilinear,
-        rounded, the aspect ratio is not kept).
-      channels: 3 (RGB) or 1 (grey).
-      num_classes: number of classes; None means the largest label plus 1.
-      class_names: one per class.
-      from_files: whether `contents` are paths.
-      names: what to call each image in an error; default: the paths, or the
-        number of the example.
-      where: what the images are, for error messages.
-
-    Raises:
-      InputError: empty; numbers differ; label out of range; size below 1.
-    """
-    if image_size < 1:
-      raise InputError(f'data.image_size={image_size}: must be at least 1.')
-    labels = checks.check_labels(labels, where, num_classes)
-    if len(contents) != len(labels):
-      raise InputError(
-          f'{where}: {len(contents)} images but {len(labels)} labels; they '
-          'must be equal in number.')
-    self.num_examples = len(contents)
-    self.num_classes = num_classes or int(labels.max()) + 1
-    self.image_shape = (image_size, image_size, channels)
-    self.class_names = tuple(class_names) if class_names else None
-    self._from_files = from_files
-    self._names = contents if names is None and from_files else names
-    self._where = where
-    with tf.device('CPU:0'):
-      self._contents = tf.constant(list(contents), tf.string)
-      self._labels = tf.constant(labels.astype(np.int32))
-
-  def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """See the base class."""
-    images = tf.map_fn(
-        self._decode, tf.gather(self._contents, indices),
-        fn_output_signature=tf.TensorSpec(self.image_shape, tf.uint8),
-        parallel_iterations=_PARALLEL_DECODES)
-    images.set_shape(indices.shape + self.image_shape)
-    return images, tf.gather(self._labels, indices)
-
-  def check(self, indices: Sequence[int] | None = None) -> None:
-    """Decodes images one by one, to name the first that cannot be read.
-
-    A graph can only say that some image is broken; whoever meets
-    `tf.errors.InvalidArgumentError` or `NotFoundError` while reading calls
-    this to learn which.
-
-    Args:
-      indices: examples to try; None means all.
-
-    Raises:
-      InputError: an image is missing or cannot be decoded.
-    """
-    for i in range(self.num_examples) if indices is None else indices:
-      try:
-        self._decode(self._contents[i])
-      except tf.errors.OpError as error:
-        name = f'{self._where}, example {i}'
-        if self._names is not None:
-          name = self._names[i]
-        raise InputError(
-            f'{name}: cannot be read as a JPEG, PNG, GIF or BMP image '
-            f'({checks.first_line(error)}); replace or remove it.') from error
-
-  def _decode(self, content: tf.Tensor) -> tf.Tensor:
-    """Decodes one image: string [] to uint8 `image_shape`."""
-    if self._from_files:
-      content = tf.io.read_file(content)
-    size, _, channels = self.image_shape
-    image = tf.io.decode_image(
-        content, channels=channels, expand_animations=False)
-    image.set_shape([None, None, channels])
-    image = tf.image.resize(image, [size, size])
-    return tf.cast(tf.round(image), tf.uint8)
-
-
-class SubsetSource(Source):
+class SubsetSource(DecodedSource):
   """Some of another source's examples."""
 
-  def __init__(self, source: Source, indices: np.ndarray) -> None:
+  def __init__(self, source: DecodedSource, indices: np.ndarray) -> None:
     """Takes a source and the int64 [n] indices to keep, in order."""
     self.num_examples = len(indices)
     self.num_classes = source.num_classes
     self.image_shape = source.image_shape
     self.class_names = source.class_names
     self.source = source
-    self._kept = indices
     with tf.device('CPU:0'):
       self._indices = tf.constant(indices, tf.int64)
-
-  def check(self, indices: Sequence[int] | None = None) -> None:
-    """See the base class."""
-    self.source.check(
-        self._kept if indices is None else self._kept[list(indices)])
 
   def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """See the base class."""
@@ -246,4 +160,4 @@ def truncate(source: Source, num_examples: int | None) -> Source:
         f'data.num_examples={num_examples}: must lie in 1 .. '
         f'{source.num_examples}, the size of the training set.')
   order = np.random.default_rng(0).permutation(source.num_examples)
-  return SubsetSource(source, np.sort(order[:num_examples]))
+  return source.subset(np.sort(order[:num_examples]))

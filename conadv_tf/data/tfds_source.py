@@ -1,21 +1,25 @@
 """Any image classification builder of TensorFlow Datasets."""
 
+import os
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import checks, source
+from conadv_tf.data import checks, encoded, record_index, records, source
 
 _BATCH = 256
 
 
 def load(data: DataConfig) -> source.Splits:
-  """Loads the splits `train` and `validation` (or `test`) into memory.
+  """Loads the splits `train` and `validation` (or `test`).
 
-  Images of one fixed shape are held decoded. Where shapes vary, or
-  `data.image_size` asks for another, the encoded bytes are held and images
-  are decoded and resized when read.
+  Images of one fixed shape are held decoded. Where shapes vary,
+  `data.image_size` asks for another, or `data.preprocessing` crops, images
+  stay encoded and are decoded when read: with `data.cache` they are held in
+  memory, without it they are streamed from the prepared files (as for
+  `data.name=tfrecord`), which is for the likes of imagenet2012.
 
   Args:
     data: `builder` is the name with an optional config and version
@@ -28,34 +32,56 @@ def load(data: DataConfig) -> source.Splits:
 
   Raises:
     InputError: unknown builder, preparation failed, no features `image` and
-      `label` of the right kind, no validation split, image_size needed.
+      `label` of the right kind, no validation split, image_size needed,
+      another number of examples than stated, or a stream of files that are
+      no TFRecords or have gone.
   """
   if not data.builder:
     raise InputError('data.builder is null; data.name=tfds needs a builder of '
                      'TensorFlow Datasets, for instance mnist:3.*.*.')
   builder = _prepared_builder(data.builder, data.path)
   image, num_classes, names = _features(builder, data)
-  fixed = None not in image.shape and data.image_size in (
-      None, *(image.shape[:2] if image.shape[0] == image.shape[1] else ()))
+  fixed = None not in image.shape and data.preprocessing == 'resize' and (
+      data.image_size in (None, *(
+          image.shape[:2] if image.shape[0] == image.shape[1] else ())))
   if not fixed and data.image_size is None:
     raise InputError(
-        f'data.image_size is null; images of {data.builder} vary in shape and '
-        'need a size, in pixels, to be resized to.')
-  sources = []
-  for split in ('train', _validation_split(builder, data)):
-    images, labels = _read(builder, split, fixed)
-    where = f'{data.builder} ({split})'
-    if fixed:
-      sources.append(source.ArraySource(
-          images, labels, num_classes=num_classes, class_names=names,
-          where=where))
-    else:
-      sources.append(source.EncodedSource(
-          images, labels, image_size=data.image_size,
-          channels=image.shape[-1] or 3, num_classes=num_classes,
-          class_names=names, where=where))
-  train, validation = sources
+        f'data.image_size is null; images of {data.builder} vary in shape or '
+        'are cropped, and need a size, in pixels, to be brought to.')
+  # What all sources of encoded images have in common.
+  options = None if fixed else dict(
+      image_size=data.image_size, channels=image.shape[-1] or 3,
+      preprocessing=data.preprocessing)
+  train, validation = (
+      _split(builder, data, split, num_classes, names, options)
+      for split in ('train', 'validation'))
   return source.Splits(source.truncate(train, data.num_examples), validation)
+
+
+def _split(
+    builder: Any, data: DataConfig, split: str, num_classes: int,
+    class_names: list[str] | None, options: dict[str, Any] | None
+) -> source.Source:
+  """Makes the source of a split; images are decoded if `options` is None."""
+  name, stated = 'train', data.train_examples
+  if split == 'validation':
+    name, stated = _validation_split(builder, data), data.validation_examples
+  where = f'{data.builder} ({name})'
+  known = dict(num_classes=num_classes, class_names=class_names, where=where)
+  if options is None:
+    made = source.ArraySource(*_read(builder, name, decode=True), **known)
+  else:
+    known |= options
+    known['bad'] = encoded.BadExamples(data.max_bad_examples, where)
+    if data.cache:
+      made = encoded.IndexedSource(
+          *_read(builder, name, decode=False), **known)
+    else:
+      made = records.RecordSource(
+          _files(builder, name, data), _parser(builder),
+          shuffle_buffer=data.shuffle_buffer, **known)
+  record_index.check_stated(split, stated, made.num_examples, where)
+  return made
 
 
 def _prepared_builder(name: str, data_dir: str | None) -> Any:
@@ -153,3 +179,43 @@ def _read(
   if decode:
     return np.concatenate(images), labels
   return [content for batch in images for content in batch], labels
+
+
+def _files(
+    builder: Any, split: str, data: DataConfig
+) -> list[record_index.RecordFile]:
+  """Returns the files of a split with the library's numbers of records."""
+  if builder.info.file_format.value != 'tfrecord':
+    raise InputError(
+        f'data.builder={data.builder}: was prepared as '
+        f'{builder.info.file_format.value}, and only tfrecord can be '
+        'streamed; set data.cache=true or prepare it anew.')
+  info = builder.info.splits[split]
+  files = []
+  for path, count in zip(map(os.fspath, info.filepaths), info.shard_lengths):
+    if not tf.io.gfile.exists(path):
+      raise InputError(f'{path}: is missing; prepare {data.builder} anew.')
+    files.append(record_index.RecordFile(
+        path, count, tf.io.gfile.stat(path).length))
+  return files
+
+
+def _parser(builder: Any) -> records.Parse:
+  """Returns what makes an `Example` of a record, the image not decoded."""
+  import tensorflow_datasets as tfds
+
+  known = dict(builder.info.features.items())
+  wanted = {'image': True, 'label': True}
+  if isinstance(known.get('file_name'), tfds.features.Text):
+    wanted['file_name'] = True
+  features = tfds.decode.PartialDecoding(wanted).extract_features(
+      builder.info.features)
+
+  def parse(record: tf.Tensor) -> encoded.Example:
+    values = features.deserialize_example(
+        record, decoders={'image': tfds.decode.SkipDecoding()})
+    return encoded.Example(
+        values['image'], records.label(tf.cast(values['label'], tf.int64)),
+        tf.zeros([0, 4]), values.get('file_name', tf.constant('')))
+
+  return parse

@@ -6,13 +6,14 @@ import numpy as np
 import tensorflow as tf
 
 from conadv_tf import randomness
-from conadv_tf.layers import outputs as output_lib
 from conadv_tf.layers import (
   group_statistics,
+  rebuilding,
   routed_dropout,
   routing,
   split_batch_norm,
 )
+from conadv_tf.layers import outputs as output_lib
 
 _ASSIGNMENTS = frozenset({
     "AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"})
@@ -36,10 +37,7 @@ def clone(model: tf.keras.Model) -> tf.keras.Model:
     raise ValueError(
         f"model {model.name!r} is not built; call it on one batch first")
   try:
-    if isinstance(model, tf.keras.Sequential) or model._is_graph_network:  # pylint: disable=protected-access
-      copy = tf.keras.models.clone_model(model)
-    else:
-      copy = type(model).from_config(model.get_config())
+    copy = rebuilding.rebuild(model)
     if not copy.built:
       copy(_example_inputs(model, rows=1), training=False)
     _copy_flags(model, copy)

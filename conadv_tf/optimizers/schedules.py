@@ -52,13 +52,15 @@ class _Decaying(_WarmedUp):
 
   def _decayed(self, step: tf.Tensor) -> tf.Tensor:
     length = (self.total_steps - self.warmup_steps) or 1
-    done = tf.clip_by_value((step - self.warmup_steps) / length, 0.0, 1.0)
-    left = self._left(done)
+    # Not 1 - done: near the end that loses most of float32's digits.
+    end = self.warmup_steps + length
+    time_left = tf.clip_by_value((end - step) / length, 0.0, 1.0)
+    height = self._height(time_left)
     # In this form both ends are exact.
-    return self.peak_lr * left + self.end_lr * (1.0 - left)
+    return self.peak_lr * height + self.end_lr * (1.0 - height)
 
-  def _left(self, done: tf.Tensor) -> tf.Tensor:
-    """Maps the share of the time that has passed to the height left."""
+  def _height(self, time_left: tf.Tensor) -> tf.Tensor:
+    """Maps the share of the time that is left to the share of the peak."""
     raise NotImplementedError
 
   def get_config(self) -> dict[str, Any]:
@@ -80,10 +82,10 @@ class Constant(_WarmedUp):
 
 @tf.keras.saving.register_keras_serializable(package='conadv_tf')
 class Polynomial(_Decaying):
-  """`end_lr + (peak_lr - end_lr) * (1 - done) ** power`.
+  """`end_lr + (peak_lr - end_lr) * time_left ** power`.
 
-  `done` runs from 0 at `warmup_steps` to 1 at `total_steps`, so the last of
-  `total_steps` updates still uses a little more than `end_lr`. The MLPerf
+  `time_left` runs from 1 at `warmup_steps` to 0 at `total_steps`, so the last
+  of `total_steps` updates still uses a little more than `end_lr`. The MLPerf
   reference decays over one step more; for its rates give `total_steps + 1`.
   """
 
@@ -93,8 +95,8 @@ class Polynomial(_Decaying):
     _require(power > 0, 'power', '> 0', power)
     self.power = float(power)
 
-  def _left(self, done: tf.Tensor) -> tf.Tensor:
-    return tf.pow(1.0 - done, self.power)
+  def _height(self, time_left: tf.Tensor) -> tf.Tensor:
+    return tf.pow(time_left, self.power)
 
   def get_config(self) -> dict[str, Any]:
     """Returns the constructor's arguments."""
@@ -109,8 +111,8 @@ class Cosine(_Decaying):
                end_lr: float = 0.0) -> None:
     super().__init__(peak_lr, total_steps, warmup_steps, end_lr)
 
-  def _left(self, done: tf.Tensor) -> tf.Tensor:
-    return 0.5 * (1.0 + tf.cos(math.pi * done))
+  def _height(self, time_left: tf.Tensor) -> tf.Tensor:
+    return tf.square(tf.sin(0.5 * math.pi * time_left))
 
 
 @tf.keras.saving.register_keras_serializable(package='conadv_tf')
@@ -125,8 +127,8 @@ class Cyclic(_Decaying):
     super().__init__(peak_lr, total_steps, peak_fraction * total_steps, 0.0)
     self.peak_fraction = float(peak_fraction)
 
-  def _left(self, done: tf.Tensor) -> tf.Tensor:
-    return 1.0 - done
+  def _height(self, time_left: tf.Tensor) -> tf.Tensor:
+    return time_left
 
   def get_config(self) -> dict[str, Any]:
     """Returns the constructor's arguments."""

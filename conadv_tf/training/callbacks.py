@@ -13,7 +13,13 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf import config as config_lib
-from conadv_tf.training import checkpoint, run_directory, summaries
+from conadv_tf.training import (
+  checkpoint,
+  mlperf_log,
+  run_directory,
+  stopping,
+  summaries,
+)
 
 # Called with () and returns validation figures, keys without a prefix.
 Evaluate = Callable[[], dict[str, float]]
@@ -63,7 +69,8 @@ class RunCallback(tf.keras.callbacks.Callback):
                pictures: Pictures | None, *, start_step: int,
                seconds: float = 0.0, quiet: bool = False,
                evaluates: bool = True,
-               learning_rate: Callable[[int], float] = lambda step: 0.0):
+               learning_rate: Callable[[int], float] = lambda step: 0.0,
+               log: mlperf_log.MlperfLog | None = None):
     """Prepares the callback of one `fit`.
 
     Args:
@@ -77,6 +84,7 @@ class RunCallback(tf.keras.callbacks.Callback):
       quiet: prints nothing.
       evaluates: whether to evaluate before the end as well.
       learning_rate: of an update's index.
+      log: told of blocks of epochs and evaluations.
     """
     super().__init__()
     self._config = config
@@ -87,6 +95,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._step = start_step
     self._seconds = seconds
     self._learning_rate = learning_rate
+    self._log = log
     self._steps_per_epoch = config.derived.steps_per_epoch
     self._total = config.derived.total_steps
     self._progress = Progress(self._total, start_step, quiet)
@@ -121,13 +130,19 @@ class RunCallback(tf.keras.callbacks.Callback):
     """Starts the clocks."""
     del logs
     self._checkpointed = self._clock = time.monotonic()
+    if self._log:
+      self._log.start_block(self._step)
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Asks for a snapshot before an execution that a checkpoint follows."""
     del batch, logs
     count = self._next_count()
-    self._will_save = self._checkpoint_due(self._step + count, count)
-    self.model.snapshot_next = self._will_save
+    step = self._step + count
+    self._will_save = self._checkpoint_due(step, count)
+    # An evaluation that stops the run, or is its best, is saved as well.
+    may_save = stopping.is_possible(self._config.evaluation) and (
+        self._evaluation_due(step, count))
+    self.model.snapshot_next = self._will_save or may_save
 
   def _next_count(self) -> int:
     every = self._config.runtime.steps_per_execution
@@ -141,18 +156,20 @@ class RunCallback(tf.keras.callbacks.Callback):
     return (step >= self._total or overdue
             or self._crossed(options.every_epochs, step, count))
 
+  def _evaluation_due(self, step: int, count: int) -> bool:
+    options = self._config.evaluation
+    return step >= self._total or self._evaluates and self._crossed(
+        options.every_epochs, step, count, options.offset_epochs)
+
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-    """Records, evaluates and saves where an epoch or the run ends."""
+    """Records, evaluates, saves and stops where an epoch or the run ends."""
     del batch
     count = self._next_count()
     self._step += count
     step = self._step
     self._progress.update(step, logs)
-    evaluation = self._config.evaluation
-    ends = step >= self._total
-    evaluates = ends or self._evaluates and self._crossed(
-        evaluation.every_epochs, step, count, evaluation.offset_epochs)
-    ends_epoch = ends or self._crossed(1.0, step, count)
+    evaluates = self._evaluation_due(step, count)
+    ends_epoch = step >= self._total or self._crossed(1.0, step, count)
     if not (self._will_save or evaluates or ends_epoch or not self._compiled):
       return
     # float() waits for the device, so it comes before the clock is read.
@@ -160,14 +177,20 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._stop_clock(step)
     if ends_epoch or evaluates:
       self._record_training(step, values)
+    saves = self._will_save
     if evaluates:
-      self._record_evaluation(step, values)
+      saves |= self._record_evaluation(step, values)
     # After the record: a run killed in between makes the record again.
-    if self._will_save:
+    if saves:
       self._save(step)
+    if evaluates and self._log and not self._ends(step):
+      self._log.start_block(step)
     if ends_epoch:
       self.model.reset_metrics()
     self._clock, self._clock_step = time.monotonic(), step
+
+  def _ends(self, step: int) -> bool:
+    return step >= self._total or self.model.stop_training
 
   def _stop_clock(self, step: int) -> None:
     elapsed = max(time.monotonic() - self._clock, 1e-9)
@@ -185,8 +208,17 @@ class RunCallback(tf.keras.callbacks.Callback):
                    examples_per_second=self.speed, epoch=self._epoch(step))
     self._summaries.scalars("train", step, scalars)
 
-  def _record_evaluation(self, step: int, values: dict[str, float]) -> None:
+  def _record_evaluation(self, step: int, values: dict[str, float]) -> bool:
+    """Evaluates, and stops the run where that is due.
+
+    Returns:
+      Whether this evaluation asks for a checkpoint.
+    """
+    if self._log:
+      self._log.start_evaluation(step)
     figures = self._evaluate()
+    if self._log:
+      self._log.stop_evaluation(step, figures["accuracy"])
     self._summaries.scalars("validation", step, figures)
     if self._pictures:
       self._summaries.pictures(step, *self._pictures(), self.model.pixel_range)
@@ -197,12 +229,23 @@ class RunCallback(tf.keras.callbacks.Callback):
                   seconds=round(self._seconds, 3))
     self._directory.append_metrics(record)
     self._progress.line(_summary_line(self._epoch(step), self._total, record))
+    options, records = self._config.evaluation, self._directory.metrics()
+    reason = stopping.reason(options, records, step)
+    if reason and step < self._total:
+      self.model.stop_training = True
+      self._progress.line(f"stopping at update {step}: evaluation.{reason}")
+    if self._log and self._ends(step):
+      self._log.stop_run(step, figures["accuracy"])
+    return reason is not None or stopping.best_step(options, records) == step
 
   def _save(self, step: int) -> None:
     derived = self._config.derived
+    best = stopping.best_step(
+        self._config.evaluation, self._directory.metrics())
     self._directory.checkpoints.save(
         step, checkpoint.capture(self.model),
-        {"seconds": self._seconds, "num_examples": derived.num_examples})
+        {"seconds": self._seconds, "num_examples": derived.num_examples},
+        keep=() if best is None else (best,))
     self._checkpointed = time.monotonic()
 
   def on_train_end(self, logs: Any = None) -> None:

@@ -7,6 +7,7 @@ leaves the previous one as it was. Reading verifies the checksums and falls
 back to the one before, loudly.
 """
 
+from collections.abc import Collection
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 from conadv_tf import config as config_lib
 from conadv_tf.layers import network as networks
+from conadv_tf.training import averaging
 from conadv_tf.training import trainer as trainers
 
 _STATE = "state.npz"
@@ -61,8 +63,14 @@ class Checkpoints:
     return sorted(int(match.group(1)) for match in matches if match)
 
   def save(self, step: int, state: dict[str, np.ndarray],
-           extra: dict[str, Any]) -> str:
+           extra: dict[str, Any], keep: Collection[int] = ()) -> str:
     """Writes a checkpoint; returns its path.
+
+    Args:
+      step: updates made.
+      state: name -> array.
+      extra: JSON for the manifest.
+      keep: steps whose checkpoints are not deleted, however old.
 
     Raises:
       OSError: if the disk refuses; earlier checkpoints stay intact.
@@ -90,25 +98,29 @@ class Checkpoints:
     finally:
       self._remove_leftovers()
     for old in self.steps()[:-self._keep]:
-      if old != step:
+      if old != step and old not in keep:
         shutil.rmtree(self._path(old))
     return path
 
-  def latest(self) -> Checkpoint | None:
+  def latest(self, prefer: int | None = None) -> Checkpoint | None:
     """The newest intact checkpoint; None where none was ever written.
+
+    Args:
+      prefer: a step whose checkpoint comes before newer ones.
 
     Raises:
       InputError: if checkpoints exist but all are damaged.
     """
     problems = []
-    for step in reversed(self.steps()):
+    for step in sorted(self.steps(), key=lambda s: (s == prefer, s),
+                       reverse=True):
       try:
         return self._read(step)
       except (OSError, ValueError, KeyError, TypeError, EOFError,
               zipfile.BadZipFile) as error:
         problems.append(f"{self._path(step)}: {error}")
-        logging.error("DAMAGED CHECKPOINT %s (%s); falling back to the one "
-                      "before it", self._path(step), error)
+        logging.error("DAMAGED CHECKPOINT %s (%s); falling back to the next "
+                      "newest", self._path(step), error)
     if problems:
       raise config_lib.InputError(
           f"every checkpoint is damaged ({'; '.join(problems)}); restore one "
@@ -147,8 +159,11 @@ def _sha256(path: str) -> str:
   return digest.hexdigest()
 
 
-def _groups(trainer: trainers.Trainer) -> dict[str, list[tf.Variable]]:
-  """All variables that make up a run's state, but for metrics."""
+def _variables(trainer: trainers.Trainer) -> dict[str, tf.Variable]:
+  """All variables that make up a run's state, but for metrics, by name.
+
+  `average/i` is the moving average of `network/i`.
+  """
   optimizer = trainer.optimizer
   scale = []
   if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
@@ -156,12 +171,20 @@ def _groups(trainer: trainers.Trainer) -> dict[str, list[tf.Variable]]:
       scale = [optimizer._loss_scale.current_loss_scale,  # pylint: disable=protected-access
                optimizer.dynamic_counter]
     optimizer = optimizer.inner_optimizer
-  groups = {"network": trainer.network.variables,
-            "optimizer": list(optimizer.variables),
-            "loss_scale": scale, "step": [trainer.step_counter]}
+  averages = averaging.averages(trainer)
+  average_ids = {id(v) for v in averages.values()}
+  groups = {
+      "network": trainer.network.variables,
+      "optimizer": [v for v in optimizer.variables
+                    if id(v) not in average_ids],
+      "loss_scale": scale, "step": [trainer.step_counter]}
   for i, variables in enumerate(trainer.lagged.sets if trainer.lagged else ()):
     groups[f"lagged{i}"] = variables
-  return groups
+  named = {f"{group}/{i:05d}": variable
+           for group, variables in groups.items()
+           for i, variable in enumerate(variables)}
+  named.update({f"average/{i:05d}": v for i, v in averages.items()})
+  return named
 
 
 def capture(trainer: trainers.Trainer) -> dict[str, np.ndarray]:
@@ -170,9 +193,8 @@ def capture(trainer: trainers.Trainer) -> dict[str, np.ndarray]:
   Held images are not part of it; the weights that made them are
   (`trainer.snapshot`), so that they can be made again.
   """
-  state = {f"{group}/{i:05d}": networks.read(variable)
-           for group, variables in _groups(trainer).items()
-           for i, variable in enumerate(variables)}
+  state = {name: networks.read(variable)
+           for name, variable in _variables(trainer).items()}
   for i, value in enumerate(trainer.snapshot):
     state[f"snapshot/{i:05d}"] = value
   return state
@@ -185,26 +207,35 @@ def restore(trainer: trainers.Trainer, state: dict[str, np.ndarray],
   Args:
     trainer: compiled, of the same configuration.
     state: from `capture`.
-    weights_only: for evaluation; leaves optimizer and lagged copies alone.
+    weights_only: for evaluation; leaves optimizer and lagged copies alone,
+      and takes averaged weights in place of those that training goes on with,
+      where the optimizer averages.
 
   Raises:
     InputError: if names or shapes do not fit the trainer.
   """
-  groups = _groups(trainer)
+  variables = _variables(trainer)
   if weights_only:
-    groups = {name: groups[name] for name in ("network", "step")}
+    state = averaged(state)
+    variables = {name: v for name, v in variables.items()
+                 if name.startswith(("network/", "step/"))}
   elif not any(name.startswith("loss_scale/") for name in state):
-    groups["loss_scale"] = []  # the precision has changed: it starts anew
-  for group, variables in groups.items():
-    for i, variable in enumerate(variables):
-      name = f"{group}/{i:05d}"
-      if name not in state or state[name].shape != tuple(variable.shape):
-        raise config_lib.InputError(
-            f"the checkpoint has no {name} of shape {tuple(variable.shape)} "
-            f"({variable.name}); it was written by another configuration")
-  for group, variables in groups.items():
-    for i, variable in enumerate(variables):
-      variable.assign(state[f"{group}/{i:05d}"])
+    # The precision has changed: the scale starts anew.
+    variables = {name: v for name, v in variables.items()
+                 if not name.startswith("loss_scale/")}
+  for name, variable in variables.items():
+    if name not in state or state[name].shape != tuple(variable.shape):
+      raise config_lib.InputError(
+          f"the checkpoint has no {name} of shape {tuple(variable.shape)} "
+          f"({variable.name}); it was written by another configuration")
+  for name, variable in variables.items():
+    variable.assign(state[name])
   if not weights_only:
     names = sorted(n for n in state if n.startswith("snapshot/"))
     trainer.restore_snapshot([state[name] for name in names])
+
+
+def averaged(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """A state whose network has the averaged weights that it holds, if any."""
+  return {name: state.get(name.replace("network/", "average/"), value)
+          for name, value in state.items()}

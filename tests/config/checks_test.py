@@ -86,6 +86,10 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('optimizer.epsilon=-1', ['optimizer.epsilon: must be 0 or more']),
     ('optimizer.beta_1=1', ['optimizer.beta_1: must be']),
     ('optimizer.beta_2=1', ['optimizer.beta_2: must be']),
+    ('optimizer.clipnorm=0', ['optimizer.clipnorm: must be above 0']),
+    ('optimizer.ema_momentum=1', ['optimizer.ema_momentum: must be at least']),
+    ('evaluation.patience=0', ['evaluation.patience: must be at least 1']),
+    ('evaluation.target_accuracy=75.9', ['evaluation.target_accuracy: must']),
     ('schedule.epochs=0', ['schedule.epochs: must be above 0']),
     ('schedule.peak_lr=-1', ['schedule.peak_lr: must be 0 or more']),
     ('schedule.warmup_epochs=-1', ['schedule.warmup_epochs: must be 0']),
@@ -104,6 +108,8 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('evaluation.batch_size=0', ['evaluation.batch_size: must be']),
     ('evaluation.train_examples=-1', ['evaluation.train_examples: must be']),
     # Combinations.
+    ('optimizer.clipnorm=1,optimizer.clipvalue=2',
+     ['optimizer.clipvalue: optimizer.clipnorm is set as well; set one']),
     ('data.global_batch_size=100,runtime.num_replicas=4,'
      'runtime.micro_batches=8,runtime.strategy=mirrored',
      ['data.global_batch_size: 100 ', '4 runtime.num_replicas',

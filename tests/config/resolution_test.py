@@ -50,6 +50,28 @@ def test_a_changed_batch_changes_what_is_derived(
   assert config.resolve(loaded, 1000) == again
 
 
+@pytest.mark.parametrize('convention, expected', [
+    # 1000 / 48 = 20.83: 2.5 * 20.83 = 52.08, 1.72 * 20.83 = 35.8.
+    ('exact', (1000 / 48, 52, 36)),
+    # 1000 // 48 = 20: 2.5 * 20 = 50, 1.72 * 20 = 34.4.
+    ('mlperf', (20.0, 50, 34))])
+def test_conventions_of_counting(
+    convention: str, expected: tuple[float, int, int]) -> None:
+  loaded = config.load([], (
+      'data.global_batch_size=48,schedule.epochs=2.5,'
+      f'schedule.warmup_epochs=1.72,schedule.convention={convention}'))
+  derived = config.resolve(loaded, 1000).derived
+  assert (derived.steps_per_epoch, derived.total_steps,
+          derived.warmup_steps) == expected
+
+
+def test_whole_updates_need_a_whole_batch() -> None:
+  loaded = config.load(
+      [], 'data.global_batch_size=48,schedule.convention=mlperf')
+  with pytest.raises(config.InputError, match='round to 0 updates'):
+    config.resolve(loaded, 47)
+
+
 def test_a_resolved_config_is_locked() -> None:
   resolved = config.resolve(config.ExperimentConfig(), 1000)
   with pytest.raises(ValueError, match='locked'):
@@ -111,6 +133,17 @@ def test_differences() -> None:
      ['schedule.warmup_epochs']),
     ('data.builder=mnist', ['data.builder']),
     ('data.name=tfds,data.builder=mnist', []),
+    ('data.label_offset=0,data.train_examples=3,data.shuffle_buffer=9,'
+     'data.deterministic=false',
+     ['data.train_examples', 'data.label_offset', 'data.shuffle_buffer',
+      'data.deterministic']),
+    ('data.name=tfrecord,data.label_offset=0,data.train_examples=3,'
+     'data.shuffle_buffer=9,data.deterministic=false', ['data.shuffle_buffer']),
+    ('data.name=tfrecord,data.shuffle_buffer=9,data.cache=false', []),
+    ('evaluation.monitor=loss', ['evaluation.monitor']),
+    ('evaluation.monitor=loss,evaluation.patience=3', []),
+    ('mlperf.platform=cpu', ['mlperf.platform']),
+    ('mlperf.platform=cpu,mlperf.log=true', []),
 ])
 def test_unused_keys(override: str, expected: list[str]) -> None:
   assert config.unused_keys(config.load([], override)) == expected

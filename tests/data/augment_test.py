@@ -76,7 +76,7 @@ def test_none_returns_the_very_images() -> None:
 @functools.cache
 def _library(name: str, size: int, channels: int) -> Callable:
   """The library's part alone; traced once, which takes seconds."""
-  return tf.function(functools.partial(augment._library, name)
+  return tf.function(functools.partial(augment._policies, name)
                      ).get_concrete_function(
       tf.TensorSpec([None, size, size, channels], tf.uint8),
       tf.TensorSpec([None, augment.words(name) - 4], tf.uint32))
@@ -176,3 +176,16 @@ def test_refuses() -> None:
     augment.apply(
         'randaugment', tf.zeros([1, 2, 2, 3], tf.uint8),
         _words(0, 'randaugment'))
+
+
+@pytest.mark.parametrize('name', ['crop_flip', 'randaugment'])
+def test_one_image_is_treated_like_one_of_a_batch(
+    name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  # The policy itself is the same code for both.
+  monkeypatch.setattr(augment, 'policy', lambda name, image, bits: (
+      image + tf.bitcast(bits[0], tf.uint8)[0]))
+  images, words = _images(3, 16), _uniform_words(3, name)
+  batch = augment.apply(name, tf.constant(images), tf.constant(words))
+  for image, row, expected in zip(images, words, batch, strict=True):
+    got = augment.apply(name, tf.constant(image), tf.constant(row))
+    np.testing.assert_array_equal(got, expected)

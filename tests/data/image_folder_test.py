@@ -32,6 +32,17 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
   return tmp_path
 
 
+def _read_all(data: source.Source) -> np.ndarray:
+  """Labels of the rows that count; raises what the training loop would."""
+  try:
+    batches = list(pipeline.evaluation_dataset(data, 4))
+  except tf.errors.OpError:
+    data.check()
+    raise
+  labels, weights = (np.concatenate([b[i] for b in batches]) for i in (1, 2))
+  return labels[weights > 0]
+
+
 def _config(path: object, **more: object) -> DataConfig:
   return DataConfig(
       **{'name': 'image_folder', 'path': str(path), 'image_size': 6, **more})
@@ -49,9 +60,7 @@ def test_reads_every_kind_of_file(folder: pathlib.Path, cache: bool) -> None:
   np.testing.assert_allclose(images, np.broadcast_to(
       expected, images.shape), atol=1)
   np.testing.assert_array_equal(labels, [0, 0, 1, 1, 1, 2])
-  _, labels = splits.validation.read(tf.constant([0, 1], tf.int64))
-  np.testing.assert_array_equal(labels, [1, 2])
-  splits.train.check()
+  np.testing.assert_array_equal(_read_all(splits.validation), [1, 2])
 
 
 def test_cache_survives_the_files_and_no_cache_does_not(
@@ -59,9 +68,9 @@ def test_cache_survives_the_files_and_no_cache_does_not(
   held = image_folder.load(_config(folder)).train
   read = image_folder.load(_config(folder, cache=False)).train
   (folder / 'train/ant/a.jpg').unlink()
-  held.check()
+  assert len(_read_all(held)) == 6
   with pytest.raises(InputError, match='a.jpg: cannot be read'):
-    read.check()
+    _read_all(read)
 
 
 def test_large_splits_are_not_cached(
@@ -70,13 +79,13 @@ def test_large_splits_are_not_cached(
   data = image_folder.load(_config(folder)).train
   (folder / 'train/ant/a.jpg').unlink()
   with pytest.raises(InputError, match='a.jpg: cannot be read'):
-    data.check()
+    _read_all(data)
 
 
 def test_truncates_the_training_set(folder: pathlib.Path) -> None:
   splits = image_folder.load(_config(folder, num_examples=3, num_classes=3))
-  assert isinstance(splits.train, source.SubsetSource)
   assert splits.train.num_examples == 3
+  assert len(_read_all(splits.train)) == 3
   assert splits.validation.num_examples == 2
 
 
@@ -130,3 +139,29 @@ def test_refuses_bmp_with_a_palette(folder: pathlib.Path, cache: bool) -> None:
   _write(folder / 'train/cat/p.bmp', 90, 'P')
   with pytest.raises(InputError, match='p.bmp: only BMP files of 24 bits'):
     image_folder.load(_config(folder, cache=cache))
+
+
+@pytest.mark.parametrize('cache', [True, False])
+def test_counts_bad_files_up_to_the_limit(
+    folder: pathlib.Path, cache: bool) -> None:
+  (folder / 'train/ant/0.png').write_bytes(b'')
+  (folder / 'train/ant/notes.txt').write_text('x')
+  (folder / 'train/bee/d.jpg').write_bytes(b'GARBAGE')
+  _write(folder / 'train/cat/p.bmp', 90, 'P')
+  train = image_folder.load(
+      _config(folder, cache=cache, max_bad_examples=4)).train
+  np.testing.assert_array_equal(_read_all(train), [0, 0, 1, 1, 1, 2])
+  # The one that is no image by its name is not an example at all.
+  assert train.num_examples == 9
+  assert {pathlib.Path(name).name for name in train.bad.names} == {
+      '0.png', 'notes.txt', 'd.jpg', 'p.bmp'}
+  with pytest.raises(InputError, match='4 bad examples, more than '
+                     'data.max_bad_examples=3; .*train/ant/0.png: the file'):
+    _read_all(image_folder.load(
+        _config(folder, cache=cache, max_bad_examples=3)).train)
+
+
+def test_preprocessing_is_passed_on(folder: pathlib.Path) -> None:
+  train = image_folder.load(_config(folder, preprocessing='imagenet')).train
+  assert train.preprocessing == 'imagenet'
+  assert len(_read_all(train)) == 6

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf.config import InputError
-from conadv_tf.data import augment, pipeline, source
+from conadv_tf.data import augment, encoded, pipeline, source
 
 
 def _numbered(count: int, size: int = 8) -> source.ArraySource:
@@ -177,3 +177,139 @@ def test_refuses_what_policies_cannot_take() -> None:
 def test_names_match_the_config() -> None:
   for name in augment.NAMES:
     assert augment.words(name) % 4 == 0
+
+
+def _encoded(count: int = 7, **more: object) -> encoded.IndexedSource:
+  """The images of `_numbered` as PNG files."""
+  arrays = _numbered(count, 16).read(tf.range(count, dtype=tf.int64))[0]
+  return encoded.IndexedSource(
+      [tf.io.encode_png(array).numpy() for array in arrays],
+      np.arange(count), image_size=16, **more)
+
+
+@pytest.mark.parametrize('name', ['none', 'crop_flip'])
+def test_encoded_images_are_treated_like_arrays(name: str) -> None:
+  options = dict(global_batch_size=4, micro_batches=2, seed=5, augment=name,
+                 num_steps=4)
+  for ours, expected in zip(
+      pipeline.train_dataset(_encoded(), **options),
+      pipeline.train_dataset(_numbered(7, 16), **options), strict=True):
+    for x, y in zip(ours, expected, strict=True):
+      np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_encoded_images_resume_bit_for_bit(deterministic: bool) -> None:
+  data = _encoded(preprocessing='imagenet')
+  def run(start: int) -> list[tuple]:
+    return list(pipeline.train_dataset(
+        data, global_batch_size=6, micro_batches=2, seed=5, start_step=start,
+        num_steps=4 - start, deterministic=deterministic).as_numpy_iterator())
+  whole, late = run(0), run(2)
+  assert len(whole) == 8
+  for (image, label, _), (expected, its_label, _) in zip(
+      late, whole[4:], strict=True):
+    rows, its_rows = (
+        [(y, x.tobytes()) for x, y in zip(*pair, strict=True)]
+        for pair in ((image, label), (expected, its_label)))
+    if not deterministic:  # The same rows in another order.
+      rows, its_rows = sorted(rows), sorted(its_rows)
+    assert rows == its_rows
+
+
+@pytest.mark.parametrize('shards', [2, 3])
+@pytest.mark.parametrize('is_encoded', [True, False])
+def test_input_pipelines_together_are_one(
+    shards: int, is_encoded: bool) -> None:
+  data = (_encoded(preprocessing='imagenet') if is_encoded
+          else _numbered(7, 16))
+  options = dict(global_batch_size=12, micro_batches=2, num_steps=3,
+                 augment='none' if is_encoded else 'crop_flip')
+  parts = [list(pipeline.train_dataset(
+      data, shard=encoded.Shard(i, shards), **options))
+           for i in range(shards)]
+  for together, whole in zip(
+      zip(*parts, strict=True), pipeline.train_dataset(data, **options),
+      strict=True):
+    for part, expected in zip(zip(*together, strict=True), whole, strict=True):
+      np.testing.assert_array_equal(np.concatenate(part), expected)
+  seen, lengths = [], set()
+  for i in range(shards):
+    elements = list(pipeline.evaluation_dataset(
+        data, 6, encoded.Shard(i, shards)).as_numpy_iterator())
+    lengths.add(len(elements))
+    for image, label, weight in elements:
+      assert image.shape == (6 // shards, 16, 16, 3)
+      seen += list(label[weight > 0])
+  assert sorted(seen) == list(range(7))
+  # ceil(4 / 3) of the first of two, ceil(3 / 2) of the first of three.
+  assert lengths == {2}
+
+
+def test_pipelines_without_examples_are_padded() -> None:
+  # One example for two pipelines, which both need one element.
+  for i, weights in enumerate(([1, 0], [0, 0])):
+    (image, _, weight), = pipeline.evaluation_dataset(
+        _encoded(1), 4, encoded.Shard(i, 2))
+    assert image.shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(weight, weights)
+
+
+def test_rows_must_divide_among_pipelines() -> None:
+  shard = encoded.Shard(0, 3)
+  with pytest.raises(InputError, match='4 rows do not divide among 3 input'):
+    pipeline.train_dataset(
+        _numbered(4), global_batch_size=8, micro_batches=2, num_steps=1,
+        shard=shard)
+  with pytest.raises(InputError, match='evaluation.batch_size: 4 rows'):
+    pipeline.evaluation_dataset(_numbered(4), 4, shard)
+
+
+@pytest.mark.parametrize('preprocessing', ['imagenet', 'resize', None])
+def test_two_streams_share_crop_and_flip(
+    preprocessing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+  # A policy that is quick to trace, and that flips and crops commute with.
+  monkeypatch.setattr(
+      augment, 'policy', lambda name, image, bits: image // 2)
+  data = (_numbered(7, 16) if preprocessing is None
+          else _encoded(preprocessing=preprocessing))
+  options = dict(global_batch_size=7, num_steps=1)
+  plain = 'none' if preprocessing == 'imagenet' else 'crop_flip'
+  (images, label, _), = pipeline.train_dataset(
+      data, augment='randaugment', streams=2, **options)
+  (alone, _, _), = pipeline.train_dataset(
+      data, augment='randaugment', **options)
+  assert set(images) == {'image', 'augmented'}
+  assert images['image'].numpy().any()
+  np.testing.assert_array_equal(images['augmented'], images['image'] // 2)
+  np.testing.assert_array_equal(images['augmented'], alone)
+  # Keys differ, since policies take more words, but not the examples.
+  (_, expected, _), = pipeline.train_dataset(data, augment=plain, **options)
+  np.testing.assert_array_equal(label, expected)
+
+
+def test_refuses_augmentation_that_does_not_fit() -> None:
+  options = dict(global_batch_size=2, num_steps=1)
+  with pytest.raises(InputError, match='imagenet crops and flips already'):
+    pipeline.train_dataset(_encoded(2, preprocessing='imagenet'),
+                           augment='crop_flip', **options)
+  for name in ('none', 'crop_flip'):
+    with pytest.raises(InputError, match='bn_branches=3 .* to one of autoaug'):
+      pipeline.train_dataset(
+          _numbered(2), augment=name, streams=2, **options)
+
+
+def test_mixing_is_off_by_default_and_a_function_of_the_step() -> None:
+  options = dict(global_batch_size=6, micro_batches=2, num_steps=3)
+  off, on = (list(pipeline.train_dataset(_numbered(7), mixup=alpha, **options))
+             for alpha in (0.0, 1.0))
+  assert off[0][1].dtype == tf.int32
+  assert (on[0][1].dtype, on[0][1].shape) == (tf.float32, (3, 7))
+  for _, label, _ in on:
+    np.testing.assert_allclose(np.sum(label, 1), 1, atol=1e-6)
+  late = pipeline.train_dataset(
+      _numbered(7), mixup=1.0, start_step=2,
+      **{**options, 'num_steps': 1})
+  for got, expected in zip(late, on[4:], strict=True):
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(got[1], expected[1])

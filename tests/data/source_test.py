@@ -1,9 +1,6 @@
 """Sources in memory, and every check of them."""
 
-import io
-
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
 
@@ -14,12 +11,6 @@ from conadv_tf.data import source
 def _images(count: int = 5) -> np.ndarray:
   return np.random.default_rng(0).integers(
       0, 256, (count, 4, 6, 3), dtype=np.uint8)
-
-
-def _encoded(array: np.ndarray, kind: str) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(array).save(file, kind)
-  return file.getvalue()
 
 
 def test_array_reads_in_any_order_inside_a_graph() -> None:
@@ -71,71 +62,6 @@ def test_array_refuses(change: dict, message: str) -> None:
     source.ArraySource(
         arguments.pop('images'), arguments.pop('labels'), **arguments)
   assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('kind', ['PNG', 'GIF', 'BMP', 'JPEG'])
-def test_encoded_images_decode_to_rgb(kind: str) -> None:
-  # Flat colours, which JPEG and a GIF palette keep within rounding.
-  array = np.full((8, 8, 3), [200, 100, 50], np.uint8)
-  data = source.EncodedSource(
-      [_encoded(array, kind)] * 3, np.array([0, 1, 2]), image_size=8)
-  images, labels = tf.function(data.read)(tf.constant([2, 1], tf.int64))
-  assert images.shape == (2, 8, 8, 3)
-  np.testing.assert_allclose(images, np.stack([array] * 2), atol=2)
-  np.testing.assert_array_equal(labels, [2, 1])
-
-
-def test_encoded_png_of_the_right_size_is_exact_in_both_modes(
-    tmp_path: str) -> None:
-  images = _images()[:, :4, :4]
-  contents = [_encoded(image, 'PNG') for image in images]
-  paths = [str(tmp_path / f'{i}.png') for i in range(5)]
-  for path, content in zip(paths, contents, strict=True):
-    with open(path, 'wb') as file:
-      file.write(content)
-  labels, indices = np.arange(5), tf.constant([3, 0, 2], tf.int64)
-  for data in (
-      source.EncodedSource(contents, labels, image_size=4),
-      source.EncodedSource(paths, labels, image_size=4, from_files=True)):
-    np.testing.assert_array_equal(data.read(indices)[0], images[[3, 0, 2]])
-
-
-def test_resize_is_bilinear_and_rounded() -> None:
-  # Half the size: with half-pixel centres each pixel is a 2 x 2 mean.
-  array = np.array([[0, 10, 4, 5], [20, 31, 5, 5]] * 2, np.uint8)
-  data = source.EncodedSource(
-      [_encoded(array, 'PNG')], np.array([0]), image_size=2, channels=1)
-  image, _ = data.read(tf.constant([0], tf.int64))
-  # Means 15.25 and 4.75.
-  np.testing.assert_array_equal(image[0, :, :, 0], [[15, 5], [15, 5]])
-
-
-def test_check_names_the_broken_image(tmp_path: str) -> None:
-  good, broken = tmp_path / 'good.png', tmp_path / 'broken.png'
-  content = _encoded(_images()[0], 'PNG')
-  good.write_bytes(content)
-  broken.write_bytes(content[:len(content) // 2])
-  data = source.EncodedSource(
-      [str(good), str(broken), str(tmp_path / 'gone.png')], np.zeros(3, int),
-      image_size=4, from_files=True)
-  data.check([0])
-  with pytest.raises(InputError, match='broken.png: cannot be read'):
-    data.check()
-  with pytest.raises(InputError, match='gone.png: cannot be read'):
-    data.check([2])
-  in_memory = source.EncodedSource(
-      [content[:30]], np.zeros(1, int), image_size=4, where='mine')
-  with pytest.raises(InputError, match='mine, example 0: cannot be read'):
-    in_memory.check()
-
-
-def test_encoded_refuses_unequal_lengths_and_bad_labels() -> None:
-  with pytest.raises(InputError, match='image_size=0: must be at least 1'):
-    source.EncodedSource([b'x'], np.array([0]), image_size=0)
-  with pytest.raises(InputError, match='1 images but 2 labels'):
-    source.EncodedSource([b'x'], np.array([0, 1]), image_size=4)
-  with pytest.raises(InputError, match='label 0 is 2, outside 0 .. 1'):
-    source.EncodedSource([b'x'], np.array([2]), image_size=4, num_classes=2)
 
 
 def test_splits_refuse_different_shapes_and_classes() -> None:

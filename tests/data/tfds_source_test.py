@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 import pathlib
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from conadv_tf import randomness
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import source, tfds_source
+from conadv_tf.data import encoded, pipeline, records, source, tfds_source
 
 
 class _Tiny(tfds.core.GeneratorBasedBuilder):
@@ -80,14 +82,16 @@ class ConadvBroken(_Tiny):
     raise ConnectionError('the server is away\nand a second line')
 
 
-def _load(path: pathlib.Path, name: str, **more: int) -> source.Splits:
+def _load(path: pathlib.Path, name: str, **more: object) -> source.Splits:
   return tfds_source.load(
       DataConfig(name='tfds', builder=name, path=str(path), **more))
 
 
 def _all(data: source.Source) -> tuple[np.ndarray, np.ndarray]:
-  images, labels = data.read(tf.range(data.num_examples, dtype=tf.int64))
-  return images.numpy(), labels.numpy()
+  (images, labels, weights), = pipeline.evaluation_dataset(
+      data, data.num_examples).as_numpy_iterator()
+  assert (weights == 1).all()
+  return images, labels
 
 
 def test_fixed_shape_is_held_decoded(tmp_path: pathlib.Path) -> None:
@@ -117,7 +121,7 @@ def test_prepared_data_need_no_preparation(
 def test_another_size_of_a_fixed_shape_is_resized(
     tmp_path: pathlib.Path) -> None:
   train = _load(tmp_path, 'conadv_fixed', image_size=9).train
-  assert isinstance(train, source.EncodedSource)
+  assert isinstance(train, encoded.IndexedSource)
   images, labels = _all(train)
   assert images.shape == (7, 9, 9, 1)
   assert (images == labels[:, None, None, None]).all()
@@ -127,7 +131,7 @@ def test_varying_shapes_are_held_encoded(tmp_path: pathlib.Path) -> None:
   with pytest.raises(InputError, match='image_size is null'):
     _load(tmp_path, 'conadv_varying')
   splits = _load(tmp_path, 'conadv_varying', image_size=8)
-  assert isinstance(splits.train, source.EncodedSource)
+  assert isinstance(splits.train, encoded.IndexedSource)
   images, labels = _all(splits.train)
   assert images.shape == (7, 8, 8, 3)
   # Label images are lossless PNG, and flat, so resizing keeps them.
@@ -163,3 +167,93 @@ def test_refuses(tmp_path: pathlib.Path) -> None:
     _load(tmp_path, 'conadv_unknown')
   with pytest.raises(InputError, match='cannot be loaded'):
     _load(tmp_path, 'conadv_fixed:9.9.9')
+
+
+class ConadvNamed(ConadvVarying):
+  """Has names of files, as imagenet2012 has, and grows more files."""
+  VERSION = tfds.core.Version('5.1.0')
+
+  def _features(self) -> dict:
+    return {**super()._features(), 'file_name': tfds.features.Text()}
+
+  def _generate_examples(self, count: int) -> Iterator[tuple[int, dict]]:
+    for i, example in super()._generate_examples(count):
+      yield i, {**example, 'file_name': f'{i}.JPEG'}
+
+
+def _prepared_in_shards(
+    path: pathlib.Path, name: str, shards: int) -> pathlib.Path:
+  """Prepares a builder in several files; returns where they are."""
+  builder = tfds.builder(name, data_dir=path)
+  builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(num_shards=shards))
+  return pathlib.Path(builder.data_dir)
+
+
+def _stream(split: source.Source, start: int, count: int) -> list:
+  assert isinstance(split, records.RecordSource)
+  return list(split.training_examples(
+      randomness.make_key(1, randomness.ORDER), start, count,
+      encoded.Shard(), True).as_numpy_iterator())
+
+
+def test_without_a_cache_images_are_streamed(tmp_path: pathlib.Path) -> None:
+  folder = _prepared_in_shards(tmp_path, 'conadv_named', 3)
+  assert len(list(folder.glob('*-train.tfrecord*'))) == 3
+  splits = _load(tmp_path, 'conadv_named', image_size=8, cache=False,
+                 shuffle_buffer=3, train_examples=7, validation_examples=4)
+  train = splits.train
+  assert (train.num_examples, train.num_classes) == (7, 3)
+  assert train.image_shape == (8, 8, 3)
+  assert train.class_names == ('a', 'b', 'c')
+  seen = _stream(train, 0, 21)
+  names = [re.search(r'record \d+ \((.*)\)', e.name.decode())[1] for e in seen]
+  for epoch in (names[:7], names[7:14], names[14:]):
+    assert sorted(epoch) == [f'{i}.JPEG' for i in range(7)]
+  assert names[:7] != names[7:14]
+  for example, name in zip(seen, names):
+    number = int(name.removesuffix('.JPEG'))
+    # Encoded as prepared: a PNG of the label's colour, 5 + i pixels high.
+    image = tf.io.decode_image(example.content).numpy()
+    assert image.shape == (5 + number, 6, 3)
+    assert (image == number % 3).all() and example.label == number % 3
+  for start, count in ((5, 4), (7, 7), (20, 1)):
+    assert [e.name for e in _stream(train, start, count)] == [
+        e.name for e in seen[start:start + count]]
+  held_out = splits.validation.evaluation_examples(encoded.Shard())
+  assert len({e.name for e in held_out.as_numpy_iterator()}) == 4
+
+
+def test_damaged_prepared_files(tmp_path: pathlib.Path) -> None:
+  folder = _prepared_in_shards(tmp_path, 'conadv_varying', 2)
+  path = sorted(folder.glob('*-train.tfrecord*'))[0]
+  content = path.read_bytes()
+  path.write_bytes(content[:-5])
+  split = _load(
+      tmp_path, 'conadv_varying', image_size=8, cache=False).train
+  seen = _stream(split, 0, 7)
+  bad = [e.name.decode() for e in seen if not e.content]
+  assert len(bad) == 1 and bad[0].startswith(f'{path} record ')
+  path.unlink()
+  with pytest.raises(InputError, match='is missing; prepare conadv_varying'):
+    _load(tmp_path, 'conadv_varying', image_size=8, cache=False)
+
+
+def test_stated_numbers_and_parts_of_streams(tmp_path: pathlib.Path) -> None:
+  for cache in (True, False):
+    with pytest.raises(InputError, match=r'data.validation_examples=50000: '
+                       r'conadv_varying \(validation\) has 4'):
+      _load(tmp_path, 'conadv_varying', image_size=8, cache=cache,
+            validation_examples=50000)
+  with pytest.raises(InputError, match='3 of 7 .* set data.cache=true'):
+    _load(tmp_path, 'conadv_varying', image_size=8, cache=False,
+          num_examples=3)
+
+
+def test_cropping_needs_encoded_images(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(InputError, match='image_size is null.* or are cropped'):
+    _load(tmp_path, 'conadv_fixed', preprocessing='imagenet')
+  train = _load(tmp_path, 'conadv_fixed', image_size=4,
+                preprocessing='imagenet').train
+  assert isinstance(train, encoded.IndexedSource)
+  assert train.preprocessing == 'imagenet'

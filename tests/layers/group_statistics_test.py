@@ -13,6 +13,7 @@ from conadv_tf import methods
 from conadv_tf.attacks import gradient
 from conadv_tf.layers import group_statistics
 from conadv_tf.methods import method as methods_base
+from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
 # With moving statistics and no noise an adversary depends on its own image
@@ -20,7 +21,8 @@ from tests.methods import running
 _ATTACK = gradient.Pgd(radius=16, mode='moving', random_start=0.0)
 
 
-def _train(method: methods_base.Method, **options: object):
+def _train(method: methods_base.Method,
+           **options: object) -> trainers.Trainer:
   return running.train(
       method, updates=3, batch_size=16, attack=_ATTACK,
       model=lambda: running.small_network(0), **options)

@@ -20,6 +20,7 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'conadv sequential': lambda: methods.ConAdv(lag=1, execution='sequential'),
     'conadv lag 2': lambda: methods.ConAdv(lag=2),
     'conadv lag 3': lambda: methods.ConAdv(lag=3),
+    'conadv 3 streams': lambda: methods.ConAdv(bn_branches=3),
 }
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 _random = np.random.default_rng(0)
@@ -45,10 +46,21 @@ def small_network(dropout: float = 0.3, normalise: bool = True,
   return tf.keras.Model(i, tf.keras.layers.Dense(5)(x))
 
 
-def dataset(batch_size: int, offset: int = 0) -> tf.data.Dataset:
+def dataset(batch_size: int, offset: int = 0,
+            method: methods_base.Method | None = None) -> tf.data.Dataset:
   """The images over and over, from batch to batch without a gap."""
   data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
-  return data.repeat().skip(offset).batch(batch_size, drop_remainder=True)
+  data = data.repeat().skip(offset).batch(batch_size, drop_remainder=True)
+  return with_views(data, method) if method else data
+
+
+def with_views(data: tf.data.Dataset, method: methods_base.Method
+               ) -> tf.data.Dataset:
+  """Adds mirror images for a method that trains on a second view."""
+  if not method.augments:
+    return data
+  return data.map(lambda x, *rest: (
+      {'image': x, 'augmented': x[:, :, ::-1]}, *rest))
 
 
 def make(method: methods_base.Method, *,
@@ -76,8 +88,8 @@ def train(method: methods_base.Method, *, updates: int = 4,
   """Makes a trainer and trains it for a few updates of `batch_size`."""
   trainer = make(method, options={'micro_batches': micro_batches,
                                   **(options or {})}, **others)
-  trainer.fit(dataset(batch_size // micro_batches), steps_per_epoch=updates,
-              epochs=1, verbose=0)
+  trainer.fit(dataset(batch_size // micro_batches, method=method),
+              steps_per_epoch=updates, epochs=1, verbose=0)
   return trainer
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import conadv_tf as ca
 from conadv_tf import config
+from conadv_tf.layers import network, routing
 from conadv_tf.models import applications
 
 # A small model for each way of preprocessing, with the layer that ends it.
@@ -141,3 +143,56 @@ def test_names_are_all_constructors() -> None:
   names = applications.names()
   assert {"ResNet50", "VGG16", "ConvNeXtTiny", "NASNetLarge"} <= set(names)
   assert len(names) == len(set(names)) > 70
+
+
+EFFICIENTNETS = {  # batch normalisations, dropouts
+    "EfficientNetB0": (49, 10), "EfficientNetB1": (69, 17),
+    "EfficientNetB2": (69, 17), "EfficientNetB3": (78, 20),
+    "EfficientNetB4": (96, 26), "EfficientNetB5": (116, 33),
+    "EfficientNetB6": (134, 39), "EfficientNetB7": (163, 49),
+}
+
+
+@pytest.mark.parametrize("name", [
+    name if name == "EfficientNetB0"
+    else pytest.param(name, marks=pytest.mark.slow) for name in EFFICIENTNETS])
+def test_efficientnets_take_split_batch_normalisation(name: str) -> None:
+  norms, dropouts = EFFICIENTNETS[name]
+  model = applications.builder(name)((32, 32, 3), 5)
+  assert sum(isinstance(layer, tf.keras.layers.Dropout)
+             for layer in model.layers) == dropouts
+  converted = network.convert(model)
+  assert len(converted.layers) == len(converted._called) == norms
+  rows = images(4, 32, 32, 3)
+  segments = ((routing.CLEAN, 2), (routing.ADVERSARIAL, 2))
+  np.testing.assert_array_equal(
+      converted.logits(rows, segments, routing.Mode.EVAL), model(rows))
+
+  def trained(key: int) -> np.ndarray:
+    return converted.logits(
+        rows, segments, routing.Mode.TRAIN, tf.constant([0, key]))[0].numpy()
+
+  # Dropout and drop-connect masks are a function of the key alone.
+  first = trained(1)
+  np.testing.assert_array_equal(trained(1), first)
+  assert np.abs(trained(2) - first).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_efficientnet_b0_trains_with_conadv() -> None:
+  model = applications.builder("EfficientNetB0")((32, 32, 3), 5)
+  before = model.get_weights()
+  trainer = ca.Trainer(model, ca.methods.ConAdv(lag=1),
+                       ca.attacks.Pgd(radius=4), pixel_range=(0.0, 255.0))
+  trainer.compile(
+      ca.optimizers.Lars(0.1),
+      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+  data = tf.data.Dataset.from_tensor_slices(
+      (images(8, 32, 32, 3), np.arange(8) % 5)).batch(4)
+  history = trainer.fit(data, verbose=0).history
+  assert int(trainer.optimizer.iterations) == 2
+  assert np.isfinite(history["loss"]).all()
+  assert history["perturbation_linf"] == [pytest.approx(4, abs=1e-3)]
+  after = trainer.merge().get_weights()
+  assert not any(np.array_equal(a, b) for a, b in zip(
+      before, after, strict=True))

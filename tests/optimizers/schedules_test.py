@@ -91,10 +91,23 @@ def test_mlperf_s_decay_is_one_step_longer() -> None:
   # The reference: PolynomialDecay(step - warmup, total - warmup + 1).
   schedule = schedules.Polynomial(31.2, 1000 + 1, 100)
   for step in (100, 500, 999):
-    expected = tf.keras.optimizers.schedules.PolynomialDecay(
+    expected = 1e-4 + (31.2 - 1e-4) * (1 - (step - 100) / 901) ** 2
+    np.testing.assert_allclose(schedule(step).numpy(), expected, rtol=1e-6)
+    keras = tf.keras.optimizers.schedules.PolynomialDecay(
         31.2, 1000 - 100 + 1, 1e-4, power=2.0)(step - 100)
-    np.testing.assert_allclose(
-        schedule(step).numpy(), expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(keras.numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('schedule, twin', [
+    (schedules.Polynomial(43.0, 20_000, 400),
+     lambda s: reference.polynomial(s, 43.0, 20_000, 400, 2.0, 1e-4)),
+    (schedules.Cosine(43.0, 20_000, 400, end_lr=1e-4),
+     lambda s: reference.cosine(s, 43.0, 20_000, 400, 1e-4))])
+def test_the_last_rates_of_a_long_run_are_not_rounded_away(
+    schedule: schedules.Polynomial | schedules.Cosine,
+    twin: Callable[[float], float]) -> None:
+  for step in range(19_990, 20_001):
+    np.testing.assert_allclose(schedule(step).numpy(), twin(step), rtol=1e-6)
 
 
 def test_all_steps_in_warmup() -> None:

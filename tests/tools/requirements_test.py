@@ -22,16 +22,25 @@ def pins(name: str) -> dict[str, str]:
 
 def test_direct_pins_are_the_constraints() -> None:
   constraints = pins("constraints.txt")
-  direct = pins("requirements.txt") | pins("requirements-dev.txt")
-  assert direct.items() <= constraints.items()
+  for name in ("requirements.txt", "requirements-dev.txt",
+               "requirements-extra.txt"):
+    assert pins(name).items() <= constraints.items(), name
+
+
+def test_the_tests_have_every_extra() -> None:
+  extra, development = (
+      pins(f"requirements-{name}.txt") for name in ("extra", "dev"))
+  assert extra.items() <= development.items()
 
 
 def test_what_is_imported_is_a_direct_pin() -> None:
   run_time = set(pins("requirements.txt"))
+  extra = set(pins("requirements-extra.txt"))
   development = run_time | set(pins("requirements-dev.txt"))
   for module in import_scan.scan(REPOSITORY).values():
     shipped = module.name.startswith("conadv_tf")
-    allowed = run_time if shipped else development
+    # Extras are optional: architecture_test sees that they come late.
+    allowed = run_time | extra if shipped else development
     assert set(module.distributions) <= allowed, module.path
 
 

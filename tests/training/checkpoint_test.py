@@ -55,6 +55,19 @@ def test_the_oldest_go_first(tmp_path: pathlib.Path) -> None:
   assert checkpoints.steps() == [4, 9, 123456789]
 
 
+def test_some_are_kept_and_preferred(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(str(tmp_path), keep=1)
+  for step in (3, 6, 9):
+    checkpoints.save(step, _state(step), {}, keep=(3,))
+  assert checkpoints.steps() == [3, 9]
+  assert checkpoints.latest().step == checkpoints.latest(prefer=6).step == 9
+  assert checkpoints.latest(prefer=3).step == 3
+  _file(checkpoints, 3, 'state.npz').unlink()
+  assert checkpoints.latest(prefer=3).step == 9
+  checkpoints.save(12, _state(12), {})
+  assert checkpoints.steps() == [12]
+
+
 def test_saving_a_step_again_replaces_it(tmp_path: pathlib.Path) -> None:
   checkpoints = _filled(tmp_path, 3)
   _file(checkpoints, 3, 'state.npz').write_bytes(b'damaged')

@@ -13,7 +13,7 @@ from tests.methods import running
 
 _ALL = pytest.mark.parametrize('name', sorted(running.METHODS))
 # `make test-all` does not leave any out.
-_SLOW = ('disadv', 'conadv sequential', 'conadv lag 3')
+_SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams')
 _MOST = pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
     for name in sorted(running.METHODS)])
@@ -76,9 +76,10 @@ def test_a_method_is_traced_once(
 
     method.step = spy
     trainer = running.make(method, strategy=strategy)
-    trainer.fit(running.dataset(16), steps_per_epoch=3, epochs=3, verbose=0)
+    data = running.dataset(16, method=method)
+    trainer.fit(data, steps_per_epoch=3, epochs=3, verbose=0)
     assert calls == [False] * expected
-    trainer.fit(running.dataset(16), steps_per_epoch=2, epochs=1, verbose=0)
+    trainer.fit(data, steps_per_epoch=2, epochs=1, verbose=0)
     assert calls == [False] * expected, 'a second fit traced again'
 
 
@@ -159,7 +160,8 @@ def test_rows_of_weight_0_do_not_count(name: str) -> None:
         running.METHODS[name](),
         model=lambda: running.small_network(0, False, 'tanh'),
         attack=running.gradient.Pgd(radius=16, random_start=0.0))
-    history = trainer.fit(_padded(rows), steps_per_epoch=4, epochs=1, verbose=0)
+    history = trainer.fit(running.with_views(_padded(rows), trainer.method),
+                          steps_per_epoch=4, epochs=1, verbose=0)
     trained.append((running.values(trainer), history.history))
   np.testing.assert_allclose(trained[0][0], trained[1][0], rtol=0, atol=1e-6)
   for key in ('loss', 'clean_loss', 'gradient_norm'):

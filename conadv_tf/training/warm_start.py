@@ -1,0 +1,129 @@
+"""Initial weights from another run or another model."""
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf import config as config_lib
+from conadv_tf.layers import network as networks
+from conadv_tf.layers import routing
+from conadv_tf.training import averaging, checkpoint, run_directory, stopping
+from conadv_tf.training import trainer as trainers
+
+
+def load(trainer: trainers.Trainer, path: str) -> None:
+  """Replaces the weights and moving statistics of a trainer at update 0.
+
+  Nothing else is taken over: the optimizer's slots start from zero, averages
+  and lagged copies from these weights. All weights must fit, the last layer's
+  too.
+
+  Args:
+    trainer: compiled.
+    path: a run's directory (what it would evaluate and export: its newest
+      checkpoint, averaged where it averages, or that of its best evaluation
+      where it has `patience`), a `.keras` or `.h5` file of Keras, or the
+      directory of a SavedModel of Keras or of `conadv-export`. A run gives
+      each branch of batch normalisation its own where it has that branch;
+      all other branches start from the clean one.
+
+  Raises:
+    InputError: if there is nothing of the kind, or a weight does not fit; no
+      weight was changed.
+  """
+  if os.path.exists(os.path.join(path, "params.yaml")):
+    values = _of_run(trainer.network, path)
+  elif os.path.exists(os.path.join(path, "saved_model.pb")):
+    values = _of_saved_model(trainer.network, path)
+  elif os.path.isfile(path):
+    values = _of_keras_file(trainer.network, path)
+  else:
+    raise config_lib.InputError(
+        f"model.initial_weights: {path} is no run's directory, no .keras or "
+        ".h5 file and no SavedModel; name one of these")
+  trainer.network.assign(values)
+  averaging.restart(trainer)
+
+
+def _of_run(network: networks.Network, path: str) -> list[np.ndarray]:
+  directory = run_directory.RunDirectory(path)
+  source = stopping.result_checkpoint(
+      directory, directory.saved_config().evaluation)
+  if source is None:
+    raise config_lib.InputError(
+        f"model.initial_weights: the run in {path} holds no checkpoint yet")
+  state = checkpoint.averaged(source.state)
+  names = sorted(name for name in state if name.startswith("network/"))
+  return _by_branch(network, [state[name] for name in names], path)
+
+
+def _of_saved_model(network: networks.Network, path: str) -> list[np.ndarray]:
+  try:
+    loaded = tf.saved_model.load(path)
+  except (OSError, ValueError) as error:
+    raise _unreadable(path, error) from error
+  # Of conadv-export, else of Keras.
+  variables = getattr(loaded, "model_variables",
+                      getattr(loaded, "variables", ()))
+  return _by_branch(network, [v.numpy() for v in variables], path)
+
+
+def _of_keras_file(network: networks.Network, path: str) -> list[Any]:
+  model = network.merge()
+  try:
+    model.load_weights(path)
+  except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    raise _unreadable(path, error) from error
+  return _by_branch(network, [v.numpy() for v in model.variables], path)
+
+
+def _unreadable(path: str, error: Exception) -> config_lib.InputError:
+  return config_lib.InputError(
+      f"model.initial_weights: {path} cannot be loaded into this model: "
+      f"{error}")
+
+
+def _by_branch(network: networks.Network, values: list[np.ndarray],
+               path: str) -> list[np.ndarray]:
+  """Values for `network.variables`.
+
+  Args:
+    network: to be loaded into.
+    values: of a network of this model with any number of branches, in the
+      order of its `variables`; of a plain model with none but the clean one.
+    path: where they come from.
+  """
+  own = len(network.model.variables)
+  clean = {id(v): i for i, v in enumerate(network.model.variables)}
+  # The extra branches' variables as (clean variable's position, branch), in
+  # the order of a network's.
+  def extra(branches: tuple[str, ...]) -> list[tuple[int, str]]:
+    return [(clean[id(v)], branch)
+            for layer in network.layer_variables for branch in branches[1:]
+            for v in (layer[routing.CLEAN].trainable()
+                      + layer[routing.CLEAN].moving())]
+
+  for branches in routing.BRANCHES.values():
+    if len(values) == own + len(extra(branches)):
+      break
+  else:
+    # Names the first weight that does not fit, where one does not.
+    branches = routing.BRANCHES[1]
+  positions = [*range(own), *(i for i, _ in extra(branches))]
+  for variable, value in zip(
+      [network.model.variables[i] for i in positions], values):
+    if tuple(variable.shape) != value.shape:
+      raise config_lib.InputError(
+          f"model.initial_weights: {variable.name} has the shape "
+          f"{tuple(variable.shape)} here and {value.shape} in {path}; all "
+          "weights must fit, the last layer's too")
+  if len(values) != len(positions):
+    raise config_lib.InputError(
+        f"model.initial_weights: {path} holds {len(values)} weights, which "
+        f"is no {own}-weight model like this one")
+  of_branch = dict(zip(extra(branches), values[own:]))
+  return values[:own] + [
+      of_branch.get((i, branch), values[i])
+      for i, branch in extra(network.branches)]
