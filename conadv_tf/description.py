@@ -112,7 +112,7 @@ def counts(config: config_lib.ExperimentConfig) -> Counts:
     InputError: if data that are needed are not usable.
   """
   data = config.data
-  held = data.name == "tfrecord" or (
+  held = data.name in ("tfrecord", "image_folder") or (
       data.name == "tfds" and data.preprocessing == "imagenet")
   if held and data.train_examples and data.image_size and data.num_classes:
     train = data.num_examples or data.train_examples

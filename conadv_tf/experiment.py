@@ -270,15 +270,18 @@ class Experiment:
     validation = self.evaluation_dataset("validation")
     figures = self.evaluator(branch)(validation)
     if train_examples:
-      sample = sources.truncate(
-          self.splits.train,
-          min(train_examples, self.splits.train.num_examples))
+      sample = _sample(self.splits.train, train_examples)
       train = self.evaluator(branch)(pipeline.evaluation_dataset(
           sample, self.config.evaluation.batch_size))
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
     for name, evaluator in robust_evaluators.items():
       figures[f"robust_accuracy_{name}"] = evaluator(validation)["accuracy"]
     return figures
+
+
+def _sample(source: sources.Source, count: int) -> sources.Source:
+  """A fixed random part of at most `count` examples."""
+  return sources.truncate(source, min(count, source.num_examples))
 
 
 def _has_soft_labels(config: config_lib.ExperimentConfig) -> bool:
@@ -319,6 +322,8 @@ def build(config: config_lib.ExperimentConfig,
   splits = splits or DATASETS[config.data.name](config.data)
   config = config_lib.resolve(config, splits.train.num_examples)
   stopping.check(config.evaluation, splits.train.num_classes)
+  if config.evaluation.train_examples:  # some sources refuse
+    _sample(splits.train, config.evaluation.train_examples)
   runtime = config.runtime
   tf.keras.utils.set_random_seed(config.seed)
   if runtime.deterministic:
@@ -341,7 +346,8 @@ def build(config: config_lib.ExperimentConfig,
       outputs = user.outputs(model, splits.train.image_shape)
       trainer.compile(
           OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),
-          _cross_entropy(outputs, _has_soft_labels(config)), metrics=["accuracy"],
+          _cross_entropy(outputs, _has_soft_labels(config)),
+          metrics=["accuracy"],
           jit_compile=runtime.jit_compile or None,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:

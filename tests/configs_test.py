@@ -29,7 +29,7 @@ _TWO_UPDATES = (
 _IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
                'EfficientNetB0': 32}
 # Minutes of tracing; their recipes run with another model below.
-_SLOW_MODELS = ('EfficientNetB0', 'resnet50')
+_SLOW_MODELS = ('EfficientNetB0', 'ResNet50', 'resnet50')
 _SMALL = 'model.name=resnet8,model.args=null,data.image_size=8'
 
 

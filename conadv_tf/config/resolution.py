@@ -118,7 +118,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
     ignored |= {'data.path'}
   if config.data.name != 'tfrecord':
     ignored |= {'data.label_offset'}
-  if config.data.name not in ('tfrecord', 'tfds'):
+  if config.data.name in ('digits', 'npz', 'synthetic'):
     ignored |= {'data.train_examples', 'data.validation_examples'}
   if config.data.name not in ('tfrecord', 'tfds') or config.data.cache:
     ignored |= {'data.shuffle_buffer'}

@@ -101,6 +101,15 @@ def label_reason(label: int, num_classes: int) -> str:
   return f'its label is {label}, outside 0 .. {num_classes - 1}'
 
 
+def check_count(
+    split: str, stated: int | None, found: int, where: str) -> None:
+  """Raises InputError unless `data.<split>_examples` is null or `found`."""
+  if stated not in (None, found):
+    raise InputError(
+        f'data.{split}_examples={stated}: {where} has {found} examples; bring '
+        'what is missing, or correct the number.')
+
+
 def first_line(error: BaseException) -> str:
   """Returns the first line of an error, for use inside another's."""
   text = str(getattr(error, 'message', '') or error)

@@ -57,10 +57,13 @@ def load(data: DataConfig) -> source.Splits:
     raise InputError(
         f'{validation}: class {extra[0]} is not in {train}; add it there or '
         'remove it here.')
-  return source.Splits(
-      source.truncate(
-          _make(train, classes, data), data.num_examples),
-      _make(validation, classes, data))
+  made = []
+  for folder, split, stated in (
+      (train, 'train', data.train_examples),
+      (validation, 'validation', data.validation_examples)):
+    made.append(_make(folder, classes, data))
+    checks.check_count(split, stated, made[-1].num_examples, folder)
+  return source.Splits(source.truncate(made[0], data.num_examples), made[1])
 
 
 def _make(

@@ -160,15 +160,6 @@ def scan(path: str) -> RecordFile:
   return RecordFile(path, records, size, damage)
 
 
-def check_stated(
-    split: str, stated: int | None, found: int, where: str) -> None:
-  """Raises InputError unless `data.<split>_examples` is null or `found`."""
-  if stated not in (None, found):
-    raise InputError(
-        f'data.{split}_examples={stated}: {where} has {found} examples; bring '
-        'what is missing, or correct the number.')
-
-
 def _size(path: str) -> int:
   """Returns a file's number of bytes, or raises InputError."""
   try:

@@ -80,7 +80,7 @@ def _split(
       made = records.RecordSource(
           _files(builder, name, data), _parser(builder),
           shuffle_buffer=data.shuffle_buffer, **known)
-  record_index.check_stated(split, stated, made.num_examples, where)
+  checks.check_count(split, stated, made.num_examples, where)
   return made
 
 

@@ -11,7 +11,7 @@ import re
 import tensorflow as tf
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import encoded, record_index, records, source
+from conadv_tf.data import checks, encoded, record_index, records, source
 
 SPLITS = ('train', 'validation')
 _FILE = re.compile(
@@ -159,7 +159,7 @@ def _split(
       class_names=index.class_names, preprocessing=data.preprocessing,
       shuffle_buffer=data.shuffle_buffer,
       bad=encoded.BadExamples(data.max_bad_examples, where), where=where)
-  record_index.check_stated(split, stated, stream.num_examples, where)
+  checks.check_count(split, stated, stream.num_examples, where)
   return stream
 
 

@@ -1,4 +1,4 @@
-"""1,000 real JPEGs of which 25 are broken, from the folder to the batches."""
+"""1,000 JPEGs of which 25 are broken, from the folder to the batches."""
 
 from collections.abc import Iterator
 import io

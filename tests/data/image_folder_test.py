@@ -94,6 +94,8 @@ def test_truncates_the_training_set(folder: pathlib.Path) -> None:
     ({'image_size': None}, 'data.image_size is null'),
     ({'num_classes': 5}, 'num_classes=5: .* has 3 class folders'),
     ({'num_examples': 7}, 'num_examples=7'),
+    ({'train_examples': 7}, 'train_examples=7: .*train has 6 examples'),
+    ({'validation_examples': 1}, 'validation_examples=1: .*val has 2'),
 ])
 def test_refuses_configs(
     folder: pathlib.Path, more: dict, message: str) -> None:

@@ -29,7 +29,9 @@ def _train(method: methods_base.Method,
 
 
 @pytest.mark.parametrize('method', [
-    methods.Vanilla(), methods.ConAdv(), methods.ConAdv(bn_branches=1)])
+    methods.Vanilla(),
+    pytest.param(methods.ConAdv(), marks=pytest.mark.slow),
+    pytest.param(methods.ConAdv(bn_branches=1), marks=pytest.mark.slow)])
 def test_a_group_of_all_equals_one_big_batch(
     method: methods_base.Method, mirrored: tf.distribute.Strategy) -> None:
   grouped = _train(method, strategy=mirrored, options={'bn_group_size': 0})
@@ -44,7 +46,8 @@ def test_a_group_of_all_equals_one_big_batch(
       alone) == 0
 
 
-@pytest.mark.parametrize('group_size', [0, 2])
+@pytest.mark.parametrize('group_size', [
+    0, pytest.param(2, marks=pytest.mark.slow)])
 def test_only_the_training_pass_talks_to_other_replicas(
     group_size: int, mirrored: tf.distribute.Strategy) -> None:
   trainer = running.train(

@@ -153,9 +153,8 @@ EFFICIENTNETS = {  # batch normalisations, dropouts
 }
 
 
-@pytest.mark.parametrize("name", [
-    name if name == "EfficientNetB0"
-    else pytest.param(name, marks=pytest.mark.slow) for name in EFFICIENTNETS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EFFICIENTNETS)
 def test_efficientnets_take_split_batch_normalisation(name: str) -> None:
   norms, dropouts = EFFICIENTNETS[name]
   model = applications.builder(name)((32, 32, 3), 5)

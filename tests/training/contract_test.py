@@ -11,12 +11,14 @@ from conadv_tf import methods
 from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
-_ALL = pytest.mark.parametrize('name', sorted(running.METHODS))
 # `make test-all` does not leave any out.
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams')
 _MOST = pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
     for name in sorted(running.METHODS)])
+_FEW = pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] if name not in (
+        'vanilla', 'conadv') else []) for name in sorted(running.METHODS)])
 
 
 @functools.cache
@@ -29,7 +31,7 @@ def _values(name: str, micro_batches: int, deterministic: bool) -> np.ndarray:
   return running.values(trainer)
 
 
-@_ALL
+@_MOST
 def test_arrangements_of_equal_virtual_replicas_agree_bit_for_bit(
     name: str, mirrored: tf.distribute.Strategy) -> None:
   trainer = running.train(running.METHODS[name](), strategy=mirrored,
@@ -62,7 +64,7 @@ def test_steps_per_execution_changes_nothing(name: str, steps: int) -> None:
   assert int(trainer.optimizer.iterations) == 4
 
 
-@_MOST
+@_FEW
 def test_a_method_is_traced_once(
     name: str, mirrored: tf.distribute.Strategy) -> None:
   for strategy, expected in ((None, 1), (mirrored, 2)):
@@ -83,7 +85,7 @@ def test_a_method_is_traced_once(
     assert calls == [False] * expected, 'a second fit traced again'
 
 
-@_MOST
+@_FEW
 def test_jit_compiled_training_agrees(name: str) -> None:
   trainer = running.train(
       running.METHODS[name](), updates=3, jit_compile=True,
@@ -227,7 +229,9 @@ def _straight(lag: int, execution: str) -> np.ndarray:
 
 @pytest.mark.parametrize('lag, execution, steps_per_execution', [
     (1, 'concurrent', 1), (1, 'concurrent', 3), (2, 'concurrent', 1),
-    (3, 'concurrent', 1), (1, 'sequential', 1), (2, 'sequential', 1),
+    (1, 'sequential', 1),
+    pytest.param(3, 'concurrent', 1, marks=pytest.mark.slow),
+    pytest.param(2, 'sequential', 1, marks=pytest.mark.slow),
     pytest.param(2, 'concurrent', 3, marks=pytest.mark.slow),
     pytest.param(3, 'concurrent', 3, marks=pytest.mark.slow),
     pytest.param(3, 'sequential', 1, marks=pytest.mark.slow)])

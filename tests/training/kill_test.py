@@ -41,11 +41,17 @@ def _assert_same_end(one: pathlib.Path, other: pathlib.Path) -> None:
 @pytest.mark.parametrize('method, kill, resumes_at', [
     ('method.lag=1', functools.partial(killing.while_writing, 4), 3),
     ('method.lag=2', functools.partial(killing.before_renaming, 5), 4),
-    ('method.lag=2,method.execution=sequential',
-     functools.partial(killing.while_writing, 3), 2),
-    ('method.name=disadv', functools.partial(killing.after_recording, 1), 2),
-    ('method.name=vanilla,attack.radius=4,optimizer.name=adamw,'
-     'schedule.peak_lr=0.01', functools.partial(killing.while_writing, 1), 0),
+    pytest.param(
+        'method.lag=2,method.execution=sequential',
+        functools.partial(killing.while_writing, 3), 2,
+        marks=pytest.mark.slow),
+    pytest.param(
+        'method.name=disadv', functools.partial(killing.after_recording, 1), 2,
+        marks=pytest.mark.slow),
+    pytest.param(
+        'method.name=vanilla,attack.radius=4,optimizer.name=adamw,'
+        'schedule.peak_lr=0.01', functools.partial(killing.while_writing, 1),
+        0, marks=pytest.mark.slow),
 ])
 def test_sigkill(tmp_path: pathlib.Path, method: str,
                  kill: functools.partial, resumes_at: int) -> None:
