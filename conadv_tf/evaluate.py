@@ -12,7 +12,7 @@ _ATTACKS = flags.DEFINE_list(
     "attacks", [], "Attacks for robust accuracy: fgsm, pgd<k>, each with an "
     "optional @radius in 1/255 (default: the radius of the run).")
 _BRANCH = flags.DEFINE_enum(
-    "branch", "clean", ["clean", "adversarial"],
+    "branch", "clean", ["clean", "augmented", "adversarial"],
     "Whose batch normalisation attacks and predicts.")
 _TRAIN_EXAMPLES = flags.DEFINE_integer(
     "train_examples", None, "Training examples for the generalisation gap, "

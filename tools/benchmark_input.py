@@ -32,7 +32,9 @@ _THREADS = flags.DEFINE_integer(
     "threads", None, "Threads that decode; default: one a core.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds after the warm-up.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images of an element.")
-_ELEMENTS = flags.DEFINE_integer("elements", 8, "Elements of a round.")
+_ELEMENTS = flags.DEFINE_integer(
+    "elements", 20, "Elements of a round; in short ones, what is made ahead of "
+    "time blurs the figures.")
 _SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of the result.")
 _AUTOAUGMENT = flags.DEFINE_bool(
     "autoaugment", True, "Whether to measure AutoAugment, which is slow.")
