@@ -264,13 +264,13 @@ class Experiment:
 
   def _evaluate(self, attack_names: Sequence[str], branch: str,
                 train_examples: int) -> dict[str, float]:
-    # Before the first pass: unknown names must not cost an evaluation.
+    # Before the first pass: what cannot be must not cost an evaluation.
+    sample = _sample(self.splits.train, train_examples)
     robust_evaluators = {
         name: self.evaluator(branch, name) for name in attack_names}
     validation = self.evaluation_dataset("validation")
     figures = self.evaluator(branch)(validation)
-    if train_examples:
-      sample = _sample(self.splits.train, train_examples)
+    if sample:
       train = self.evaluator(branch)(pipeline.evaluation_dataset(
           sample, self.config.evaluation.batch_size))
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
@@ -279,8 +279,10 @@ class Experiment:
     return figures
 
 
-def _sample(source: sources.Source, count: int) -> sources.Source:
-  """A fixed random part of at most `count` examples."""
+def _sample(source: sources.Source, count: int) -> sources.Source | None:
+  """A fixed random part of at most `count` examples; None for 0."""
+  if not count:
+    return None
   return sources.truncate(source, min(count, source.num_examples))
 
 
@@ -322,8 +324,7 @@ def build(config: config_lib.ExperimentConfig,
   splits = splits or DATASETS[config.data.name](config.data)
   config = config_lib.resolve(config, splits.train.num_examples)
   stopping.check(config.evaluation, splits.train.num_classes)
-  if config.evaluation.train_examples:  # some sources refuse
-    _sample(splits.train, config.evaluation.train_examples)
+  _sample(splits.train, config.evaluation.train_examples)  # a stream refuses
   runtime = config.runtime
   tf.keras.utils.set_random_seed(config.seed)
   if runtime.deterministic:

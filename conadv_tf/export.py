@@ -9,7 +9,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Directory for the SavedModel; an earlier export there "
     "is replaced.")
 _BRANCH = flags.DEFINE_enum(
-    "branch", "clean", ["clean", "adversarial"],
+    "branch", "clean", ["clean", "augmented", "adversarial"],
     "Whose batch normalisation is merged into the model.")
 
 

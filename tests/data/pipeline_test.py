@@ -96,8 +96,8 @@ def test_micro_batches_and_resumed_runs_see_the_same_images(name: str) -> None:
     np.testing.assert_array_equal(got, whole[start * 12:])
 
 
-@pytest.mark.parametrize('name', [
-    'randaugment', pytest.param('autoaugment', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['randaugment', 'autoaugment'])
 def test_policies_resume_bit_for_bit(name: str) -> None:
   data = _numbered(10, 16)
   whole, late = (

@@ -15,7 +15,8 @@ def _twice(method: methods.ConAdv) -> object:
   return trainer
 
 
-@pytest.mark.parametrize('lag', [1, 2, 3])
+@pytest.mark.parametrize('lag', [
+    1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_fits_agree_in_both_executions(lag: int) -> None:
   # Every fit starts from its own weights, however it makes adversaries.
   concurrent = _twice(methods.ConAdv(lag=lag))

@@ -147,7 +147,8 @@ def test_a_second_fit_continues() -> None:
   assert int(twice.step_counter) == 6
 
 
-@pytest.mark.parametrize('name', ['conadv', 'conadv lag 2'])
+@pytest.mark.parametrize('name', [
+    'conadv', pytest.param('conadv lag 2', marks=pytest.mark.slow)])
 def test_compiling_again_between_fits(name: str) -> None:
   trainer = running.train(running.METHODS[name](), updates=2)
   trainer.compile(keras.optimizers.SGD(0.1), running.LOSS, metrics=['accuracy'])
@@ -165,7 +166,8 @@ def _checkpoint(callback: keras.callbacks.Callback, **options: Any
 
 
 @pytest.mark.parametrize('weights_only', [True, False])
-@pytest.mark.parametrize('replicas', [1, 2])
+@pytest.mark.parametrize('replicas', [
+    1, pytest.param(2, marks=pytest.mark.slow)])
 def test_model_checkpoint(weights_only: bool, replicas: int,
                           mirrored: tf.distribute.Strategy,
                           tmp_path: pathlib.Path) -> None:
