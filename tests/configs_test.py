@@ -20,6 +20,8 @@ _TWO_UPDATES = (
     'data.num_examples=16,data.num_classes=3,data.train_examples=null,'
     'data.validation_examples=null,data.preprocessing=resize,'
     'data.max_bad_examples=0,schedule.epochs=1,schedule.warmup_epochs=0,'
+    # Rates are for thousands of images and a warm-up.
+    'schedule.peak_lr=0.01,schedule.end_lr=0.0001,'
     'runtime.strategy=one_device,runtime.num_replicas=1,'
     'runtime.micro_batches=1,bn.group_size=1,'
     'evaluation.every_epochs=1,evaluation.batch_size=4,'
@@ -28,8 +30,7 @@ _TWO_UPDATES = (
 # The smallest images that the network takes; 8 where it is not listed.
 _IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
                'EfficientNetB0': 32}
-# Minutes of tracing; their recipes run with another model below.
-_SLOW_MODELS = ('EfficientNetB0', 'ResNet50', 'resnet50')
+_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'resnet50')
 _SMALL = 'model.name=resnet8,model.args=null,data.image_size=8'
 
 
@@ -46,16 +47,22 @@ def _load(path: str) -> config.ExperimentConfig:
   return config.load(_files(path))
 
 
-def _each_model_once() -> list[object]:
-  """All paths; those whose model came before are slow."""
+def _two_updates() -> list[object]:
+  """All paths, and whether a small model stands in for a large one.
+
+  A model runs once as it is, large ones among the slow tests; what comes with
+  the same large model again, or is an overlay, runs with a small one.
+  """
   # Methods with adversaries first: they are what a model is traced for.
   ordered = sorted(_FILES, key=lambda path: (
       path in _OVERLAYS, _load(path).method.name != 'conadv'))
-  seen, parameters = set(_SLOW_MODELS), []
+  seen, parameters = set(), []
   for path in ordered:
     name = _load(path).model.name
+    is_large = name in _LARGE_MODELS
     parameters.append(pytest.param(
-        path, marks=[pytest.mark.slow] if name in seen else []))
+        path, is_large and name in seen,
+        marks=[pytest.mark.slow] if is_large or name in seen else []))
     seen.add(name)
   return parameters
 
@@ -154,21 +161,18 @@ def _run_two_updates(files: list[str], pairs: str, folder: pathlib.Path,
     assert json.load(file) == results
 
 
-@pytest.mark.parametrize('path', _each_model_once())
-def test_two_updates(path: str, tmp_path: pathlib.Path,
+@pytest.mark.parametrize('path, is_small', _two_updates())
+def test_two_updates(path: str, is_small: bool, tmp_path: pathlib.Path,
                      capsys: pytest.CaptureFixture[str]) -> None:
   size = _IMAGE_SIZE.get(_load(path).model.name, 8)
-  _run_two_updates(_files(path), f'data.image_size={size}', tmp_path, capsys)
+  _run_two_updates(_files(path), _SMALL if is_small else
+                   f'data.image_size={size}', tmp_path, capsys)
 
 
 @pytest.mark.parametrize('names', [
     ('mlperf_32768',),
-    ('conadv', 'batch/released_96k', 'batch/released_units'),
-    # AutoAugment alone takes a minute to trace.
-    *(pytest.param((path.split('/')[-1].removesuffix('.yaml'),),
-                   marks=pytest.mark.slow)
-      for path in _PATHS if path.startswith('configs/imagenet/'))])
-def test_two_updates_of_a_recipe_with_a_small_model(
+    ('conadv', 'batch/released_96k', 'batch/released_units')])
+def test_two_updates_of_files_together(
     names: tuple[str, ...], tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str]) -> None:
   files = [str(_REPOSITORY / f'configs/imagenet/{name}.yaml')
