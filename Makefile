@@ -18,10 +18,11 @@ CANDIDATES := $(or $(PYTHON),python3.11 python3.10 python3)
 USABLE := import ensurepip, ssl, sys, venv; \
   sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo imagenette test test-all lint clean
 
 help:
 	@echo "make demo      train ConAdv on digits, evaluate, export ($(DEMO))"
+	@echo "make imagenette DATA=folder   ResNet-18 on photographs, 2 epochs"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff, and the BUILD files against the imports"
@@ -61,6 +62,15 @@ demo: $(INSTALLED)
 	  "$(DEMO)/evaluation.json (under attack)," \
 	  "$(DEMO)/export (the model); curves: $(VENV)/bin/tensorboard" \
 	  "--logdir=$(DEMO)"
+
+# DATA holds train/<class>/*.JPEG and val/<class>/*.JPEG.
+imagenette: $(INSTALLED)
+	$(PY) -m conadv_tf.train \
+	  --config_file=configs/imagenette/resnet18_64px.yaml \
+	  --params_override=data.path=$(DATA) --model_dir=runs/imagenette
+	$(PY) -m conadv_tf.evaluate --model_dir=runs/imagenette
+	$(PY) -m conadv_tf.export --model_dir=runs/imagenette \
+	  --output_dir=runs/imagenette/export
 
 # Tests mostly trace graphs, in one thread: two processes for two cores.
 test: $(INSTALLED)

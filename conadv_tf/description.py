@@ -14,6 +14,7 @@ from conadv_tf import optimizers
 from conadv_tf.config import mlperf_rules
 from conadv_tf.layers import split_batch_norm
 from conadv_tf.methods import method as method_lib
+from conadv_tf.training import stopping
 
 # Section 4.2 of the ConAdv paper: fewer make batch statistics inaccurate.
 _IMAGES_PER_CORE = 64
@@ -92,7 +93,9 @@ def plan(config: config_lib.ExperimentConfig
   """Returns what is known of the data, and the resolved configuration."""
   experiments.check_names(config)
   config_lib.check_batch(config)
+  config_lib.validate(config)  # before the data are loaded
   found = counts(config)
+  stopping.check(config.evaluation, found.num_classes)
   return found, config_lib.resolve(config, found.train)
 
 

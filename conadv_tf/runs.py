@@ -75,7 +75,7 @@ def _run(config: config_lib.ExperimentConfig,
          directory: run_directory.RunDirectory, evaluates: bool,
          quiet: bool) -> dict[str, Any]:
   begin = time.time()
-  saved = directory.saved_config()
+  saved = directory.saved_config() if directory.has_begun() else None
   directory.check(config)
   run_directory.keep_virtual_replicas(saved, config)
   config_lib.check_batch(config)  # before the data are loaded

@@ -24,23 +24,27 @@ import platform
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
+
+from conadv_tf import command_line
 
 _PATH = flags.DEFINE_string("path", None, "Folder of JPEGs, at any depth.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
-_THREADS = flags.DEFINE_integer(
-    "threads", None, "Threads that decode; default: one a core.")
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds after the warm-up.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Images of an element.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds after the warm-up.",
+                               lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images of an element.",
+                              lower_bound=1)
 _ELEMENTS = flags.DEFINE_integer(
     "elements", 20, "Elements of a round; in short ones, what is made ahead of "
-    "time blurs the figures.")
-_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of the result.")
+    "time blurs the figures.", lower_bound=1)
+_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels of the result.",
+                             lower_bound=1)
 _AUTOAUGMENT = flags.DEFINE_bool(
     "autoaugment", True, "Whether to measure AutoAugment, which is slow.")
 _MADE = 64  # Images that are made where none are given.
 _FIRST = 2  # Elements of a round that are not timed.
 _ENDLESS = 10**6  # Elements.
+_FILES, _COPIES = 16, 16  # TFRecord files, and copies of every image in them.
 
 
 def files(path: str | None) -> list[str]:
@@ -88,7 +92,7 @@ def bare(paths: list[str]) -> object:
 
   return tf.data.Dataset.from_tensor_slices(paths).repeat(
       ).enumerate().map(
-          image, num_parallel_calls=_threads(), deterministic=True).batch(
+          image, num_parallel_calls=os.cpu_count(), deterministic=True).batch(
               _BATCH.value, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
@@ -104,6 +108,33 @@ def pipeline(paths: list[str], augment: str) -> object:
   return pipelines.train_dataset(
       source, global_batch_size=_BATCH.value, augment=augment,
       num_steps=_ENDLESS)
+
+
+def stream(paths: list[str]) -> object:
+  """The same from TFRecords, in which every image comes several times."""
+  import tensorflow as tf
+
+  from conadv_tf.data import pipeline as pipelines
+  from conadv_tf.data import record_index, records, tfrecord
+  folder = tempfile.mkdtemp()
+  names = [f"train-{i:05d}-of-{_FILES:05d}" for i in range(_FILES)]
+  for number, name in enumerate(names):
+    with tf.io.TFRecordWriter(os.path.join(folder, name)) as writer:
+      for path in (paths * _COPIES)[number::_FILES]:
+        content = tf.io.gfile.GFile(path, "rb").read()
+        writer.write(tf.train.Example(features=tf.train.Features(feature={
+            "image/encoded": tf.train.Feature(
+                bytes_list=tf.train.BytesList(value=[content])),
+            "image/class/label": tf.train.Feature(
+                int64_list=tf.train.Int64List(value=[1])),
+        })).SerializeToString())
+  source = records.RecordSource(
+      record_index.count(folder, names, record_index.Index()),
+      lambda record: tfrecord.parse(record, 1), num_classes=1,
+      image_size=_SIZE.value, preprocessing="imagenet",
+      shuffle_buffer=len(paths))
+  return pipelines.train_dataset(
+      source, global_batch_size=_BATCH.value, num_steps=_ENDLESS)
 
 
 def settle() -> None:
@@ -156,22 +187,31 @@ def summarise(times: dict[str, list[tuple[float, float]]],
   return table
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Measures, prints a table and writes JSON."""
-  del argv
-  from conadv_tf import command_line
   with command_line.one_line_errors():
     run()
 
 
 def run() -> None:
   """The measurement; TensorFlow is imported from here on."""
+  if _OUTPUT.value:
+    _check_writable(_OUTPUT.value)  # a measurement is too long to lose
   paths = files(_PATH.value)
   count = _BATCH.value * _ELEMENTS.value
-  rows = {"bare": bare(paths), "pipeline": pipeline(paths, "none")}
+  rows = {"bare": bare(paths), "pipeline": pipeline(paths, "none"),
+          "records": stream(paths)}
   if _AUTOAUGMENT.value:
     rows["autoaugment"] = pipeline(paths, "autoaugment")
-  table = summarise(measure(rows, _ROUNDS.value, _ELEMENTS.value), count)
+  import tensorflow as tf
+
+  from conadv_tf.config import InputError
+  try:
+    times = measure(rows, _ROUNDS.value, _ELEMENTS.value)
+  except tf.errors.OpError as error:
+    raise InputError(f"--path={_PATH.value}: a file cannot be decoded "
+                     f"({error.message}); use whole JPEGs") from error
+  table = summarise(times, count)
   for row in table:
     (low, high), (cpu_low, cpu_high) = (
         row["ratio_quartiles"], row["cpu_ratio_quartiles"])
@@ -181,16 +221,22 @@ def run() -> None:
   if _OUTPUT.value:
     report = {"files": len(paths), "batch_size": _BATCH.value,
               "image_size": _SIZE.value, "rounds": _ROUNDS.value,
-              "images_per_round": count, "threads": _threads(),
+              "images_per_round": count, "threads": os.cpu_count(),
               "machine": platform.processor() or platform.machine(),
-              "cores": os.cpu_count(), "rows": table}
+              "rows": table}
     with open(_OUTPUT.value, "w", encoding="utf-8") as file:
       json.dump(report, file, indent=2)
 
 
-def _threads() -> int:
-  return _THREADS.value or os.cpu_count()
+def _check_writable(path: str) -> None:
+  from conadv_tf.config import InputError
+  try:
+    with open(path, "a", encoding="utf-8"):
+      pass
+  except OSError as error:
+    raise InputError(
+        f"--output={path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command_line.start(main)

@@ -12,7 +12,9 @@ The data need not be there where the configuration states their numbers.
 
 from typing import Any
 
-from absl import app, flags
+from absl import flags
+
+from conadv_tf import command_line
 
 _CONFIG_FILE = flags.DEFINE_multi_string(
     "config_file", None, "YAML file with the experiment; may be repeated, "
@@ -28,10 +30,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "PNG file.", required=True)
 _POINTS = 1500
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Draws the picture."""
-  del argv
-  from conadv_tf import command_line
   with command_line.one_line_errors():
     from conadv_tf import config as config_lib
     from conadv_tf import description
@@ -99,4 +99,4 @@ def _draw(axis: Any, config: Any, colour: str, several: bool) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command_line.start(main)

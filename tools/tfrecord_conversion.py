@@ -55,7 +55,11 @@ def convert(
   """
   classes, images = _find(source)
   old = _own_files(directory)
-  tf.io.gfile.makedirs(directory)
+  try:
+    tf.io.gfile.makedirs(directory)
+  except tf.errors.OpError as error:
+    raise InputError(f'--output={directory}: cannot be made '
+                     f'({checks.first_line(error)}).') from error
   left_out = _LeftOut(max_bad)
   written = {}
   progress = _Progress(sum(map(len, images.values())))

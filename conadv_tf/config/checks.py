@@ -100,6 +100,7 @@ def validate(config: ExperimentConfig) -> None:
                      ('method.pairing', 'next_batch')):
     if leaves[key] == value:
       raise InputError(f'{key}: {value!r} is not available yet; leave it out')
+  _check_augmentation(config)
   _check_replicas(config.runtime)
   _check_reduction(config.runtime)
   _check_schedule(config.schedule)
@@ -109,6 +110,19 @@ def validate(config: ExperimentConfig) -> None:
     raise InputError(
         f'optimizer.{clipping[1]}: optimizer.{clipping[0]} is set as well; '
         'set one of them')
+
+
+def _check_augmentation(config: ExperimentConfig) -> None:
+  data, method = config.data, config.method
+  if data.preprocessing == 'imagenet' and data.augment == 'crop_flip':
+    raise InputError(
+        'data.augment: crop_flip is part of data.preprocessing=imagenet; set '
+        'data.augment=none')
+  if (method.bn_branches == 3 and method.name != 'vanilla'
+      and data.augment not in ('autoaugment', 'randaugment')):
+    raise InputError(
+        f'data.augment: {data.augment} makes no augmented stream, which '
+        'method.bn_branches=3 trains on; set autoaugment or randaugment')
 
 
 def _check_replicas(runtime: RuntimeConfig) -> None:

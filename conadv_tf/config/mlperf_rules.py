@@ -19,8 +19,23 @@ def conflicts(config: ExperimentConfig) -> list[str]:
     if not legal:
       found.append(f'{key} {value}: must be {rule}')
 
+  require(config.model.name == 'resnet50', 'model.name', config.model.name,
+          'resnet50')
+  require(config.model.initial_weights is None, 'model.initial_weights',
+          config.model.initial_weights, 'null')
   require(config.method.name == 'vanilla', 'method.name',
           config.method.name, 'vanilla')
+  for key in ('mixup', 'cutmix'):
+    value = getattr(config.data, key)
+    require(not value, f'data.{key}', value, '0')
+  for key in ('clipnorm', 'clipvalue', 'global_clipnorm', 'ema_momentum'):
+    value = getattr(optimizer, key)
+    require(value is None, f'optimizer.{key}', value, 'null')
+  require(not optimizer.nesterov, 'optimizer.nesterov', optimizer.nesterov,
+          'false')
+  require(config.data.name == 'synthetic' or not config.data.cache,
+          'data.cache', config.data.cache,
+          'false, since images are read after run_start')
   require(config.data.augment in ('none', 'crop_flip'), 'data.augment',
           config.data.augment, 'none')
   require(optimizer.name in ('lars', 'sgd'), 'optimizer.name', optimizer.name,

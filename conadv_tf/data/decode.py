@@ -42,7 +42,9 @@ def central(content: tf.Tensor, size: int, channels: int) -> tf.Tensor:
 
   The short side is resized to round(size * 256 / 224), the long side in
   proportion (rounded down), bilinear; of that, the middle size x size, the
-  upper left one of two. The MLPerf reference does this for 224.
+  upper left one of two. The MLPerf reference does this for 224, but computes
+  the sizes in float32 and so ends at a short side of 255 for some shapes (376
+  x 500, say); here it is always 256.
 
   Args:
     content: as in `whole`.

@@ -33,14 +33,16 @@ class RecordFile(NamedTuple):
 
   Attributes:
     path: where it is.
-    records: how many of its records are intact, counted from its start.
+    records: how many examples it is to yield, counted from its start.
     size: in bytes.
     damage: what is wrong with the rest of it, or ''.
+    lost: how many of `records`, the last ones, the damage has taken.
   """
   path: str
   records: int
   size: int
   damage: str = ''
+  lost: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,9 @@ def count(
   """Returns the files with their numbers of records.
 
   A file that the index does not have, or has with another size, is walked
-  through; of a damaged one, the intact records up to the damage count.
+  through. Of a damaged one the records that the index has for it count, and
+  those that are lost are bad examples, one by one; without an index only the
+  intact ones up to the damage are known, and the file is one bad example.
 
   Args:
     directory: local or remote.
@@ -113,7 +117,8 @@ def count(
               for name, size in zip(names, sizes)]
     files = list(pool.map(
         lambda path, name, walk: (
-            scan(path) if walk else RecordFile(path, *index.files[name])),
+            _with_lost(scan(path), index.files.get(name, (0, 0))[0])
+            if walk else RecordFile(path, *index.files[name])),
         paths, names, walked))
   seconds = time.monotonic() - start
   if any(walked):
@@ -123,6 +128,13 @@ def count(
         'tools.make_tfrecords --index_only --path=%s saves that next time.',
         directory, sum(walked), seconds, directory)
   return files
+
+
+def _with_lost(file: RecordFile, indexed: int) -> RecordFile:
+  """A damaged file with the records that it had, where that is known."""
+  if not file.damage or indexed <= file.records:
+    return file
+  return file._replace(records=indexed, lost=indexed - file.records)
 
 
 def scan(path: str) -> RecordFile:

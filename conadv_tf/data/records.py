@@ -74,7 +74,9 @@ class RecordSource(encoded.EncodedSource):
       raise InputError(f'data.image_size={image_size}: must be at least 1.')
     self.bad = bad or encoded.BadExamples(0, where)
     for file in files:
-      if file.damage:
+      for number in range(file.records - file.lost, file.records):
+        self.bad.add(f'{file.path} record {number}', f'its file {file.damage}')
+      if file.damage and not file.lost:
         self.bad.add(file.path, file.damage)
     self.bad.check()
     self._files = [file for file in files if file.records]

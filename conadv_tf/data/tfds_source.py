@@ -99,6 +99,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
     ) from error
   if builder.is_prepared():
     return builder
+  _check_manual_files(builder, name, data_dir)
   try:
     builder.download_and_prepare()
   except Exception as error:
@@ -107,6 +108,26 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         f'failed ({checks.first_line(error)}); check the network, or set '
         'data.path to where it is prepared.') from error
   return builder
+
+
+def _check_manual_files(
+    builder: Any, name: str, data_dir: str | None) -> None:
+  """Raises InputError if files that only the user can get are not there."""
+  import tensorflow_datasets as tfds
+
+  if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+    return
+  folder = os.path.join(
+      os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR),
+      'downloads', 'manual')
+  if not tf.io.gfile.isdir(folder):
+    wanted = (' (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar)'
+              if builder.name == 'imagenet2012' else '')
+    raise InputError(
+        f'data.builder={name}: is not prepared in '
+        f'{data_dir or "the default data_dir"}, and its files{wanted} have to '
+        f'be downloaded by hand into {folder}; or set data.path to where it '
+        'is prepared.')
 
 
 def _features(

@@ -58,6 +58,8 @@ def load(data: DataConfig) -> source.Splits:
   if data.image_size is None:
     raise InputError('data.image_size is null; data.name=tfrecord needs the '
                      'size, in pixels, that images are brought to.')
+  if not tf.io.gfile.isdir(data.path):
+    raise InputError(f'data.path={data.path}: no such directory.')
   index = record_index.read_index(data.path)
   num_classes = _num_classes(data, index)
   train, validation = (

@@ -218,7 +218,8 @@ class RunCallback(tf.keras.callbacks.Callback):
       self._log.start_evaluation(step)
     figures = self._evaluate()
     if self._log:
-      self._log.stop_evaluation(step, figures["accuracy"])
+      self._log.stop_evaluation(
+          step, figures["accuracy"], figures["examples"])
     self._summaries.scalars("validation", step, figures)
     if self._pictures:
       self._summaries.pictures(step, *self._pictures(), self.model.pixel_range)

@@ -220,7 +220,11 @@ class MlperfLog:
   # ---- Events.
 
   def start_run(self) -> None:
-    """Before the first training image is read; once in the run's life."""
+    """Before the first training image is read; once in the run's life.
+
+    With `data.cache` the images were read while the data were loaded, before
+    this; the rules want otherwise, and `config.mlperf_rules` says so.
+    """
     if not any(event["key"] == _RUN_START for _, event in self._lines()):
       self._logger.end("init_stop", None, {"step": 0})
       self._logger.start(_RUN_START, None, {"step": 0})
@@ -239,8 +243,19 @@ class MlperfLog:
     """An evaluation begins."""
     self._logger.start("eval_start", None, self._epoch_metadata(step))
 
-  def stop_evaluation(self, step: int, accuracy: float) -> None:
-    """An evaluation ends, and with it its block of epochs."""
+  def stop_evaluation(self, step: int, accuracy: float,
+                      examples: float) -> None:
+    """An evaluation ends, and with it its block of epochs.
+
+    Raises:
+      InputError: if `examples` is not what the head says: broken images are
+        left out of the accuracy.
+    """
+    stated = self._head["eval_samples"]
+    if examples != stated:
+      raise config_lib.InputError(
+          f"mlperf.log: {examples:.0f} of {stated} validation examples could "
+          "be used; mend the others, or set mlperf.log=false")
     metadata = self._epoch_metadata(step)
     self._logger.end("eval_stop", None, metadata)
     self._logger.event("eval_accuracy", accuracy, metadata)

@@ -55,10 +55,14 @@ class RunDirectory:
     path = self.file("params.yaml")
     return config_lib.load([path]) if os.path.exists(path) else None
 
+  def has_begun(self) -> bool:
+    """Whether there is anything that another configuration would spoil."""
+    return bool(self.checkpoints.steps() or self.metrics())
+
   def check(self, config: config_lib.ExperimentConfig) -> None:
     """Raises InputError if the directory holds another experiment."""
     saved = self.saved_config()
-    if saved is None:
+    if saved is None or not self.has_begun():
       return
     changes = config_lib.differences(saved, config)
     if changes:

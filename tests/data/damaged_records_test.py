@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import pipeline, source, tfrecord
+from conadv_tf.data import pipeline, record_index, source, tfrecord
 from tests import record_files
 
 _COUNT, _BAD = 1000, 25
@@ -171,3 +171,22 @@ def test_a_truncated_record_file(tmp_path: pathlib.Path) -> None:
   (_, _, weights), = pipeline.train_dataset(
       splits.train, global_batch_size=19, num_steps=1).as_numpy_iterator()
   assert weights.sum() == 19
+
+
+def test_records_that_a_truncated_file_has_lost_count_one_by_one(
+    tmp_path: pathlib.Path) -> None:
+  payload = record_files.example(record_files.jpeg(40), 1)
+  for split in ('train', 'validation'):
+    record_files.write(tmp_path / f'{split}.tfrecord', [payload] * 20)
+  path = tmp_path / 'train.tfrecord'
+  size = path.stat().st_size
+  record_index.Index({'train.tfrecord': (20, size)}).write(str(tmp_path))
+  path.write_bytes(path.read_bytes()[:size * 15 // 20 - 1])  # 14 are whole
+  options = dict(train_examples=20, max_bad_examples=6)
+  splits = _load(tmp_path, **options)
+  (_, _, weights), = pipeline.train_dataset(
+      splits.train, global_batch_size=20, num_steps=1).as_numpy_iterator()
+  assert weights.sum() == 14
+  assert len(splits.train.bad.names) == 6
+  with pytest.raises(InputError, match='6 bad examples, more than .*=5'):
+    _load(tmp_path, **{**options, 'max_bad_examples': 5})

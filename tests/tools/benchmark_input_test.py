@@ -43,6 +43,8 @@ def test_rows_see_the_same_files(tmp_path: pathlib.Path) -> None:
   with flagsaver.flagsaver(image_size=8, batch_size=2):
     bare = next(iter(benchmark_input.bare([path])))
     image, _, weight = next(iter(benchmark_input.pipeline([path], 'none')))
+    streamed, *_ = next(iter(benchmark_input.stream([path])))
+  np.testing.assert_allclose(streamed, 90, atol=2)
   assert (bare.shape, bare.dtype) == ((2, 8, 8, 3), tf.float32)
   np.testing.assert_allclose(bare, 90, atol=2)
   np.testing.assert_allclose(image, 90, atol=2)

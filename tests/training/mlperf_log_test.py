@@ -51,7 +51,8 @@ def _write(path: pathlib.Path, *overrides: str, accuracy: float = 0.8,
   for step in (3, 6):
     log.start_block(step - 3)
     log.start_evaluation(step)
-    log.stop_evaluation(step, accuracy - 0.3 if step == 3 else accuracy)
+    log.stop_evaluation(step, accuracy - 0.3 if step == 3 else accuracy,
+                        log._head['eval_samples'])
   if end:
     log.stop_run(6, accuracy)
   log.close()
@@ -156,11 +157,22 @@ def test_blocks_reach_from_evaluation_to_evaluation(
   log.open(0, True, 1e9)
   for first, count in blocks:
     log.start_block(round(4 * (first - 1)))
-    log.stop_evaluation(round(4 * (first - 1 + count)), 0.5)
+    log.stop_evaluation(round(4 * (first - 1 + count)), 0.5,
+                        log._head['eval_samples'])
   log.close()
   starts = [e['metadata'] for e in _events(tmp_path / 'log')
             if e['key'] == 'block_start']
   assert [(m['first_epoch_num'], m['epoch_count']) for m in starts] == blocks
+
+
+def test_an_evaluation_without_some_images_is_refused(
+    tmp_path: pathlib.Path) -> None:
+  log = mlperf_log.MlperfLog(str(tmp_path / 'log'), _resolved(), 6)
+  log.open(0, True, 1e9)
+  log.start_block(0)
+  with pytest.raises(config.InputError, match='5 of 6 validation examples'):
+    log.stop_evaluation(3, 0.8, 5.0)
+  log.close()
 
 
 @pytest.mark.parametrize('target, accuracy, status', [
@@ -186,7 +198,7 @@ def test_a_log_is_cut_back_and_continued(tmp_path: pathlib.Path) -> None:
   log.start_run()
   log.start_block(4)  # it is open already
   log.start_evaluation(6)
-  log.stop_evaluation(6, 0.8)
+  log.stop_evaluation(6, 0.8, log._head['eval_samples'])
   log.stop_run(6, 0.8)
   log.stop_run(6, 0.8)
   log.close()
@@ -235,7 +247,8 @@ def test_an_interrupted_run_has_one_log(
     value = figures[int(self.trainer.step_counter)]
     if isinstance(value, BaseException):
       raise value
-    return {'accuracy': value, 'loss': 1.0}
+    return {'accuracy': value, 'loss': 1.0,
+            'examples': float(self.splits.validation.num_examples)}
 
   monkeypatch.setattr(experiment.Experiment, 'evaluate', evaluate)
   settings = tiny.load(_CLOSED, 'method.name=vanilla,optimizer.name=lars,'

@@ -45,6 +45,7 @@ def test_only_runtime_checkpoint_and_evaluation_may_change(
                    'checkpoint.keep=1,evaluation.attacks=[fgsm]')
   directory.open(free)
   assert directory.saved_config() == free
+  directory.append_metrics({'step': 1})
   many = tiny.load('seed=1,method.lag=2,attack.radius=8,optimizer.eeta=0.01,'
                    'schedule.epochs=3,data.global_batch_size=4')
   with pytest.raises(config.InputError) as raised:
@@ -55,6 +56,15 @@ def test_only_runtime_checkpoint_and_evaluation_may_change(
       '16.0 -> 8.0, optimizer.eeta: 0.001 -> 0.01, ...); use another '
       'model_dir, or delete this one')
   assert directory.saved_config() == free
+
+
+def test_a_run_that_has_done_nothing_yet_may_change(
+    tmp_path: pathlib.Path) -> None:
+  # As after refused input: the corrected command must work.
+  directory = _opened(tmp_path)
+  other = tiny.load('seed=1')
+  directory.open(other)
+  assert directory.saved_config() == other
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(
