@@ -89,8 +89,8 @@ def convert(
 def write_index(directory: str) -> None:
   """Counts the records of existing files and writes their index.
 
-  Damaged files are named and left out of it: whoever trains on them is to
-  hear of it again.
+  Damaged files are named and keep what the index had for them, if anything:
+  whoever trains on them is to hear of it again.
 
   Raises:
     InputError: there are no files, or some are missing.
@@ -102,10 +102,12 @@ def write_index(directory: str) -> None:
     # Counted anew, whatever the index says.
     files = record_index.count(directory, names, record_index.Index())
     for name, file in zip(names, files):
-      if file.damage:
-        print(f"{file.path}: {file.damage}.", file=sys.stderr)
-      else:
+      if not file.damage:
         found[name] = file.records, file.size
+        continue
+      print(f"{file.path}: {file.damage}.", file=sys.stderr)
+      if name in index.files:  # How many records it once had is worth keeping.
+        found[name] = index.files[name]
     print(f"{split}: {sum(file.records for file in files)} records in "
           f"{len(files)} files.")
   record_index.Index(found, index.class_names, index.made_from).write(directory)

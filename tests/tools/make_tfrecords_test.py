@@ -246,6 +246,21 @@ def test_index_only(
                              num_classes=3, cache=False))
 
 
+def test_index_only_keeps_what_a_damaged_file_had(
+    tmp_path: pathlib.Path) -> None:
+  record_files.numbered(tmp_path, 'train', (5,))
+  record_files.numbered(tmp_path, 'validation', (2,))
+  tfrecord_conversion.write_index(str(tmp_path))
+  cut = tmp_path / 'train-00000-of-00001'
+  cut.write_bytes(cut.read_bytes()[:-1])
+  tfrecord_conversion.write_index(str(tmp_path))
+  index = json.loads((tmp_path / 'index.json').read_text())
+  assert index['files'][cut.name][0] == 5
+  with pytest.raises(InputError, match='record 4: its file is truncated after'):
+    tfrecord.load(DataConfig(name='tfrecord', path=str(tmp_path), image_size=8,
+                             num_classes=3, cache=False))
+
+
 def test_the_command(tmp_path: pathlib.Path) -> None:
   module = 'tools.make_tfrecords'
   assert '--input is missing' in commands.run(module).refusal()
