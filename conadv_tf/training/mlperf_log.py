@@ -193,7 +193,10 @@ class MlperfLog:
 
     kept = [line for line, event in self._lines()
             if 0 < step >= _at(event)
-            and not (trains and event["key"] in _ENDS)]
+            and not (trains and event["key"] in _ENDS)
+            # A block that nothing will follow was begun before a kill.
+            and (trains or event["key"] != "block_start"
+                 or _at(event) < step)]
     temporary = self._path + ".tmp"
     with open(temporary, "w", encoding="utf-8") as file:
       file.writelines(kept)

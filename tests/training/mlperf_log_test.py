@@ -165,6 +165,25 @@ def test_blocks_reach_from_evaluation_to_evaluation(
   assert [(m['first_epoch_num'], m['epoch_count']) for m in starts] == blocks
 
 
+def test_a_block_that_is_not_trained_is_taken_back(
+    tmp_path: pathlib.Path) -> None:
+  path = tmp_path / 'log'
+  log = mlperf_log.MlperfLog(str(path), _resolved(), 6)
+  log.open(0, True, 1e9)
+  log.start_run()
+  log.start_block(0)
+  log.stop_evaluation(3, 0.8, 6)
+  log.start_block(3)
+  log.close()
+  # Killed here; by a lower target the run has ended already.
+  log = mlperf_log.MlperfLog(str(path), _resolved(), 6)
+  log.open(3, False, 2e9)
+  log.stop_run(3, 0.8)
+  log.close()
+  assert [e['key'] for e in _events(path)][-5:] == [
+      'eval_stop', 'eval_accuracy', 'block_stop', 'run_stop', 'run_final']
+
+
 def test_an_evaluation_without_some_images_is_refused(
     tmp_path: pathlib.Path) -> None:
   log = mlperf_log.MlperfLog(str(tmp_path / 'log'), _resolved(), 6)
