@@ -20,6 +20,9 @@ _NAMED = 5  # Bad examples that an error names.
 _WHOLE_IMAGE = [[0.0, 0.0, 1.0, 1.0]]
 _CHUNK = 64  # Examples looked up at a time.
 
+# No code here branches on tensors in plain Python.
+_as_it_is = tf.autograph.experimental.do_not_convert
+
 
 class Example(NamedTuple):
   """One encoded, labelled image, inside tf.data.
@@ -39,16 +42,27 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One input pipeline of several, for instance one per host.
+  """What one input pipeline of several yields, for instance one per host.
 
   Attributes:
     index: which one, 0 .. count-1.
     count: how many there are, P.
-    rows: how many consecutive rows of a run's examples each takes in turn.
+    rows: how many consecutive rows of every element each yields, b.
+    elements: how many elements make a global batch, k.
   """
   index: int = 0
   count: int = 1
   rows: int = 1
+  elements: int = 1
+
+  @property
+  def batch(self) -> int:
+    """Rows of a global batch, B = k * P * b."""
+    return self.elements * self.count * self.rows
+
+  def own(self) -> np.ndarray:
+    """Which rows of a global batch this shard yields, bool [B]."""
+    return np.arange(self.batch) // self.rows % self.count == self.index
 
   def position(self, own: tf.Tensor) -> tf.Tensor:
     """Position in the run, int64, of this shard's own position `own`."""
@@ -60,6 +74,9 @@ class Shard:
 
 class BadExamples:
   """Images of one split that cannot be used, up to a limit; thread-safe.
+
+  Each process counts what its own input pipelines decode, so that with
+  several processes the limit is one for each of them.
 
   Attributes:
     names: reason of each, by name, in the order they were met.
@@ -116,31 +133,30 @@ class EncodedSource(Source):
 
   @abc.abstractmethod
   def training_examples(
-      self, key: randomness.Key, start: int, count: int, shard: Shard,
-      deterministic: bool) -> tf.data.Dataset:
-    """Returns part of this shard's endless sequence of epochs.
+      self, key: randomness.Key, first: int, count: int, shard: Shard,
+      input_shards: int, deterministic: bool) -> tf.data.Dataset:
+    """Returns this shard's rows of some batches of an endless run.
 
-    Every epoch is a permutation, keyed by (key, epoch); element i is a
-    function of (key, start + i) alone.
+    Epochs are permutations, keyed by (key, epoch). The example in a row of a
+    batch is a function of (key, batch, row, B, input_shards) alone; it does
+    not depend on what the batch is divided into, k and P.
 
     Args:
       key: of the order.
-      start: position, among the shard's own, of the first element.
-      count: how many elements.
-      shard: which input pipeline of how many.
+      first: number of the first batch.
+      count: how many batches.
+      shard: which rows of each.
+      input_shards: how many parts the files of a stream are divided into;
+        sources with random access ignore it.
       deterministic: whether the order must be exactly this.
 
     Returns:
-      A dataset of `count` elements `Example`.
+      A dataset of `count * k * b` elements `Example`.
     """
 
   @abc.abstractmethod
-  def evaluation_examples(self, shard: Shard) -> tf.data.Dataset:
-    """Returns each `Example` of the shard once, in a fixed order."""
-
-  @abc.abstractmethod
-  def shard_size(self, shard: Shard) -> int:
-    """Returns how many examples `evaluation_examples` has."""
+  def evaluation_examples(self) -> tf.data.Dataset:
+    """Returns each `Example` once, in a fixed order."""
 
   def content(self, example: Example) -> tf.Tensor:
     """Returns the encoded bytes, string []; runs where they are decoded."""
@@ -154,8 +170,7 @@ class EncodedSource(Source):
 class IndexedSource(EncodedSource):
   """Encoded images in memory or in files of their own: any order is free.
 
-  Order and augmentation do not depend on the number of shards: what they
-  yield, put together, is what one pipeline yields.
+  An epoch is one permutation of all examples, and B does not change it.
   """
 
   def __init__(
@@ -236,27 +251,23 @@ class IndexedSource(EncodedSource):
     return part
 
   def training_examples(
-      self, key: randomness.Key, start: int, count: int, shard: Shard,
-      deterministic: bool) -> tf.data.Dataset:
+      self, key: randomness.Key, first: int, count: int, shard: Shard,
+      input_shards: int, deterministic: bool) -> tf.data.Dataset:
     """See the base class."""
-    del deterministic  # The order costs nothing.
+    del input_shards, deterministic  # The order costs nothing.
+    rows = shard.elements * shard.rows
 
     def chosen(own: tf.Tensor) -> tf.Tensor:
       return positions.shuffled(
           key, shard.position(own), self.num_examples)
 
-    return self._examples(start, count, chosen)
+    return self._examples(first * rows, count * rows, chosen)
 
-  def evaluation_examples(self, shard: Shard) -> tf.data.Dataset:
+  def evaluation_examples(self) -> tf.data.Dataset:
     """See the base class."""
     return self._examples(
-        0, self.shard_size(shard),
-        lambda own: tf.minimum(own * shard.count + shard.index,
-                               self.num_examples - 1))
-
-  def shard_size(self, shard: Shard) -> int:
-    """See the base class."""
-    return len(range(shard.index, self.num_examples, shard.count))
+        0, self.num_examples,
+        lambda own: tf.minimum(own, self.num_examples - 1))
 
   def content(self, example: Example) -> tf.Tensor:
     """See the base class."""
@@ -287,3 +298,13 @@ class IndexedSource(EncodedSource):
     return examples.map(lambda example: example._replace(
         boxes=tf.reshape(tf.io.decode_raw(example.boxes, tf.float32),
                          [-1, 4])))
+
+
+def selected(examples: tf.data.Dataset, wanted: np.ndarray) -> tf.data.Dataset:
+  """Keeps, of every n consecutive examples, those `wanted`, bool [n]."""
+  if wanted.all():
+    return examples
+  marked = tf.data.Dataset.zip((
+      tf.data.Dataset.from_tensor_slices(wanted).repeat(), examples))
+  return marked.filter(_as_it_is(lambda is_wanted, _: is_wanted)).map(
+      _as_it_is(lambda _, example: example))

@@ -3,16 +3,21 @@
 Nothing here has a state: position g of the whole run (step * batch + row)
 alone says which example stands there and how it is augmented. So a run
 resumed at step s sees bit for bit what an unbroken run sees.
+
+Neither does it matter how many elements make a batch and how many input
+pipelines, each with rows of its own, make an element: only mixing, and what
+stands in the rows of bad examples, depend on how many rows a replica has.
 """
 
 from collections.abc import Callable
+import dataclasses
 
 import tensorflow as tf
 
 from conadv_tf import randomness
 from conadv_tf.config import InputError
 from conadv_tf.data import augment as augmentation
-from conadv_tf.data import decode, mix, positions, tolerant
+from conadv_tf.data import decode, encoded, mix, positions, tolerant
 from conadv_tf.data.encoded import EncodedSource, Example, Shard
 from conadv_tf.data.source import DecodedSource, Source
 from conadv_tf.data.tolerant import Batch, Images
@@ -23,9 +28,9 @@ _ONE = Shard()
 def train_dataset(
     source: Source, *, global_batch_size: int, micro_batches: int = 1,
     seed: int = 0, augment: str = 'none', start_step: int = 0,
-    num_steps: int, shard: Shard = _ONE, deterministic: bool = True,
-    streams: int = 1, mixup: float = 0.0, cutmix: float = 0.0,
-    replicas: int = 1) -> tf.data.Dataset:
+    num_steps: int, shard: Shard = _ONE, input_shards: int = 1,
+    deterministic: bool = True, streams: int = 1, mixup: float = 0.0,
+    cutmix: float = 0.0, replicas: int = 1) -> tf.data.Dataset:
   """Returns the training batches of `num_steps` steps.
 
   Epochs' permutations are laid end to end and cut into batches: every example
@@ -39,46 +44,44 @@ def train_dataset(
     augment: one of `augment.NAMES`.
     start_step: the step of the first batch.
     num_steps: how many steps.
-    shard: which of P input pipelines, each of which yields its own B/k/P
-      rows of every element.
-    deterministic: whether the rows of encoded images come in a fixed order;
-      if not, slow ones are overtaken, and no run can be repeated exactly.
+    shard: which of P input pipelines (`index` and `count`).
+    input_shards: S of `records.RecordSource`, on which the order of a stream
+      depends, so that a run keeps it; other sources ignore it.
+    deterministic: whether the rows of encoded images keep their order; if not,
+      slow ones are overtaken, and no run can be repeated exactly.
     streams: 2 for images as {"image": without, "augmented": with the policy
       `augment`}; both have the same crop and flip.
     mixup: alpha of `mix.mix_batch`; 0 is off, as for `cutmix`.
     cutmix: alpha.
-    replicas: equal parts of an element that are not mixed with each other.
+    replicas: parts of this pipeline's elements, one for each of its own
+      replicas, that are not mixed with, nor mended from, each other.
 
   Returns:
     num_steps * k elements (image uint8 [b, h, w, c], label int32 [b] or, mixed,
     float32 [b, classes], weight float32 [b]: 0 for bad examples, else 1),
-    statically shaped, b = B/k/P. Element e of step t holds rows e*B/k to
-    (e+1)*B/k of global batch t.
+    statically shaped, b = B/k/P. Element e of step t holds the b rows of
+    global batch t that begin at row e*B/k + shard.index*b.
 
   Raises:
-    InputError: B or k below 1, B/k or B/k/P not whole, a negative step, or an
-      augmentation that is unknown or does not fit images or streams.
+    InputError: numbers that do not divide, or an augmentation that is unknown
+      or does not fit images or streams.
   """
   _check_batches(global_batch_size, micro_batches, start_step, num_steps)
-  rows = _rows(global_batch_size // micro_batches, shard,
-               'data.global_batch_size / runtime.micro_batches')
-  augmentation.check(augment, source.image_shape)
+  shard = _training_shard(shard, global_batch_size, micro_batches, replicas)
   _check_streams(source, augment, streams)
-  shard = Shard(shard.index, shard.count, rows)
   order, words, mixing = _keys(seed)
   first, count = start_step * micro_batches, num_steps * micro_batches
-  make = (_encoded_training if isinstance(source, EncodedSource)
-          else _decoded_training)
-  elements = make(source, order, words, augment, streams, first, count, shard,
-                  deterministic)
-
-  def mixed(number: tf.Tensor, batch: Batch) -> Batch:
-    return mix.mix_batch(
-        *batch, mixing, number * shard.count + shard.index, mixup, cutmix,
-        source.num_classes, replicas)
-
+  if isinstance(source, EncodedSource):
+    examples = source.training_examples(
+        order, start_step, num_steps, shard, input_shards, deterministic)
+    elements = _encoded_training(source, examples, words, augment, streams,
+                                 first, count, shard, deterministic, replicas)
+  else:
+    elements = _decoded_training(
+        source, order, words, augment, streams, first, count, shard)
   if mixup or cutmix:
-    elements = _mapped(elements.enumerate(first), mixed)
+    elements = _mixed(elements, mixing, first, shard, mixup, cutmix,
+                      source.num_classes, replicas)
   return elements.prefetch(tf.data.AUTOTUNE)
 
 
@@ -92,11 +95,12 @@ def evaluation_dataset(
     shard: which of P input pipelines, each of which has examples of its own.
 
   Returns:
-    Elements (image uint8 [b, h, w, c], label int32 [b], weight float32 [b]),
-    statically shaped, b = batch_size / P; as many for every pipeline as the
-    one with the most examples needs. Rows after the last example have weight
-    0 and hold a copy of another (or zeros), as do those of bad examples; all
-    others have weight 1.
+    ceil(N / batch_size) elements, of N examples in all, for every pipeline:
+    (image uint8 [b, h, w, c], label int32 [b], weight float32 [b]), statically
+    shaped, b = batch_size / P. Row r of element e of pipeline i holds example
+    e * batch_size + i * b + r of the one order that the source has. Rows after
+    the last example have weight 0 and hold a copy of another (or zeros), as
+    do those of bad examples; all others have weight 1.
 
   Raises:
     InputError: batch_size below 1, or P does not divide it.
@@ -105,20 +109,20 @@ def evaluation_dataset(
     raise InputError(
         f'evaluation.batch_size={batch_size}: must be at least 1.')
   rows = _rows(batch_size, shard, 'evaluation.batch_size')
+  shard = dataclasses.replace(shard, rows=rows, elements=1)
   if isinstance(source, EncodedSource):
-    return _encoded_evaluation(source, rows, shard)
-  size = source.num_examples
-  last = size - 1
+    return _encoded_evaluation(source, shard)
+  last = source.num_examples - 1
 
   def element(number: tf.Tensor) -> Batch:
-    own = number * rows + tf.range(rows, dtype=tf.int64)
-    indices = own * shard.count + shard.index
+    start = shard.position(number * rows)
+    indices = start + tf.range(rows, dtype=tf.int64)
     images, labels = source.read(tf.minimum(indices, last))
     return images, labels, tf.cast(indices <= last, tf.float32)
 
-  most = -(-size // shard.count)
-  return _mapped(tf.data.Dataset.range(-(-most // rows)), element).prefetch(
-      tf.data.AUTOTUNE)
+  return _mapped(
+      tf.data.Dataset.range(-(-source.num_examples // batch_size)),
+      element).prefetch(tf.data.AUTOTUNE)
 
 
 def _keys(seed: int) -> list[randomness.Key]:
@@ -146,8 +150,23 @@ def _check_batches(
         'negative.')
 
 
+def _training_shard(
+    shard: Shard, global_batch_size: int, micro_batches: int, replicas: int
+) -> Shard:
+  """Returns the shard with its rows; raises InputError if they do not fit."""
+  rows = _rows(global_batch_size // micro_batches, shard,
+               'data.global_batch_size / runtime.micro_batches')
+  if rows % replicas:
+    raise InputError(
+        f'data.global_batch_size={global_batch_size}: {rows} rows of an input '
+        f'pipeline do not divide among its {replicas} replicas; change it to '
+        'a multiple.')
+  return dataclasses.replace(shard, rows=rows, elements=micro_batches)
+
+
 def _check_streams(source: Source, augment: str, streams: int) -> None:
   """Raises InputError for augmentation that fits source or streams not."""
+  augmentation.check(augment, source.image_shape)
   if (isinstance(source, EncodedSource) and augment == 'crop_flip'
       and source.preprocessing == 'imagenet'):
     raise InputError(
@@ -181,10 +200,9 @@ def _mapped(
 
 def _decoded_training(
     source: DecodedSource, order: randomness.Key, key: randomness.Key,
-    augment: str, streams: int, first: int, count: int, shard: Shard,
-    deterministic: bool) -> tf.data.Dataset:
+    augment: str, streams: int, first: int, count: int, shard: Shard
+) -> tf.data.Dataset:
   """Elements first .. first+count-1 of a source with random access."""
-  del deterministic  # All elements take the same time.
   rows, words = shard.rows, augmentation.words(augment)
 
   def element(number: tf.Tensor) -> Batch:
@@ -212,10 +230,10 @@ def _streams(
 
 
 def _encoded_training(
-    source: EncodedSource, order: randomness.Key, key: randomness.Key,
+    source: EncodedSource, examples: tf.data.Dataset, key: randomness.Key,
     augment: str, streams: int, first: int, count: int, shard: Shard,
-    deterministic: bool) -> tf.data.Dataset:
-  """Elements first .. first+count-1 of encoded images."""
+    deterministic: bool, replicas: int) -> tf.data.Dataset:
+  """Elements first .. first+count-1, of the examples of encoded images."""
   size, _, channels = source.image_shape
   start = first * shard.rows
 
@@ -244,15 +262,27 @@ def _encoded_training(
   def images(bits: tf.Tensor, example: Example) -> Images:
     return make(source.content(example), example.boxes, bits)
 
-  examples = source.training_examples(
-      order, start, count * shard.rows, shard, deterministic)
   elements = tolerant.batches(
-      source, examples, images, draw, shard.rows, deterministic)
+      source, examples, images, draw, shard.rows, deterministic, replicas)
   return elements.apply(tf.data.experimental.assert_cardinality(count))
 
 
+def _mixed(
+    elements: tf.data.Dataset, key: randomness.Key, first: int, shard: Shard,
+    mixup: float, cutmix: float, num_classes: int, replicas: int
+) -> tf.data.Dataset:
+  """Mixes each of a pipeline's replicas by its number in the whole run."""
+
+  def element(number: tf.Tensor, batch: Batch) -> Batch:
+    return mix.mix_batch(
+        *batch, key, number * shard.count + shard.index, mixup, cutmix,
+        num_classes, replicas)
+
+  return _mapped(elements.enumerate(first), element)
+
+
 def _encoded_evaluation(
-    source: EncodedSource, rows: int, shard: Shard) -> tf.data.Dataset:
+    source: EncodedSource, shard: Shard) -> tf.data.Dataset:
   """Each encoded image of a shard once, see `evaluation_dataset`."""
   size, _, channels = source.image_shape
   make = decode.central if source.preprocessing == 'imagenet' else decode.whole
@@ -261,15 +291,16 @@ def _encoded_evaluation(
     del drawn
     return make(source.content(example), size, channels)
 
-  own, most = (-(-count // rows) for count in (
-      source.shard_size(shard),
-      max(source.shard_size(Shard(i, shard.count))
-          for i in range(shard.count))))
+  examples = encoded.selected(source.evaluation_examples(), shard.own())
   elements = tolerant.batches(
-      source, source.evaluation_examples(shard), images,
-      lambda number: tf.zeros([rows, 1]), rows)
+      source, examples, images, lambda number: tf.zeros([shard.rows, 1]),
+      shard.rows)
   blank = tf.data.Dataset.from_tensors(tf.nest.map_structure(
       lambda spec: tf.zeros(spec.shape, spec.dtype), elements.element_spec))
-  elements = elements.concatenate(blank.repeat(most - own))
+  count = -(-source.num_examples // shard.batch)
+  # Elements that begin before the last example.
+  filled = len(range(
+      shard.index * shard.rows, source.num_examples, shard.batch))
+  elements = elements.concatenate(blank.repeat(count - filled))
   return elements.apply(tf.data.experimental.assert_cardinality(
-      most)).prefetch(tf.data.AUTOTUNE)
+      count)).prefetch(tf.data.AUTOTUNE)

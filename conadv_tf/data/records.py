@@ -27,12 +27,19 @@ Parse = Callable[[tf.Tensor], Example]
 class RecordSource(encoded.EncodedSource):
   """Examples of TFRecord files, in epochs that are never held in memory.
 
-  An epoch of a shard goes through all of its files, in an order of its own,
-  several at a time, and then through a shuffle buffer; every example comes
-  exactly once. To start at position p of n examples, the first p % n records
-  of epoch p // n are read and dropped, without decoding their images.
+  The files are divided among `input_shards` streams, S, and stream s yields
+  rows s*B/S to (s+1)*B/S of every global batch. An epoch of a stream goes
+  through all of its files, in an order of its own, several at a time, and
+  then through a shuffle buffer; every example comes exactly once. To start at
+  position p of a stream of n examples, the first p % n records of its epoch
+  p // n are read and dropped, without decoding their images.
 
-  The buffer holds encoded images: 10,000 of ImageNet's are 1.1 GB.
+  An input pipeline reads every stream that it needs rows of, and drops the
+  other pipelines' rows of it before they are decoded. So what a run sees
+  depends on S, but on neither k nor P. With S = k * P, of k elements a batch
+  and P pipelines, each pipeline reads only files of its own.
+
+  Each stream has a buffer of encoded images: 10,000 of ImageNet's are 1.1 GB.
 
   A record whose payload is damaged, or that cannot be parsed, becomes an
   example without content, so that no other one changes its place. TensorFlow
@@ -61,8 +68,8 @@ class RecordSource(encoded.EncodedSource):
       channels: 3 (RGB) or 1 (grey).
       class_names: one per class.
       preprocessing: see `EncodedSource`.
-      shuffle_buffer: examples to draw the next one from; 1 leaves the order
-        to the files.
+      shuffle_buffer: examples to draw the next one from, in each stream; 1
+        leaves the order to the files.
       bad: where bad examples are counted; by default none are allowed.
       where: what the files are, for messages.
 
@@ -100,11 +107,50 @@ class RecordSource(encoded.EncodedSource):
         'data.num_examples null and evaluation.train_examples 0.')
 
   def training_examples(
-      self, key: randomness.Key, start: int, count: int, shard: encoded.Shard,
-      deterministic: bool) -> tf.data.Dataset:
-    """See the base class; raises InputError for more shards than files."""
-    paths, records = self._shard_files(shard)
-    size = self.shard_size(shard)
+      self, key: randomness.Key, first: int, count: int, shard: encoded.Shard,
+      input_shards: int, deterministic: bool) -> tf.data.Dataset:
+    """See the base class.
+
+    Raises:
+      InputError: input_shards below 1, more than there are files, or no
+        divisor of B.
+    """
+    self._check_input_shards(input_shards, shard.batch)
+    share, own = shard.batch // input_shards, shard.own()
+    numbers, turns = np.unique(
+        np.flatnonzero(own) // share, return_inverse=True)
+    streams = []
+    for number in numbers:
+      wanted = own[number * share:(number + 1) * share]
+      # Pipelines that share a stream must agree on its order.
+      streams.append(encoded.selected(self._stream(
+          self._files[number::input_shards], key, first * share, count * share,
+          deterministic or not wanted.all()), wanted))
+    if len(streams) == 1:
+      return streams[0]
+    return tf.data.Dataset.choose_from_datasets(
+        streams, tf.data.Dataset.from_tensor_slices(
+            turns.astype(np.int64)).repeat(count))
+
+  def _check_input_shards(self, input_shards: int, batch: int) -> None:
+    """Raises InputError unless batches and files can be divided so."""
+    if input_shards < 1 or batch % input_shards:
+      raise InputError(
+          f'data.input_shards={input_shards}: must be at least 1 and divide '
+          f'data.global_batch_size={batch}.')
+    if len(self._files) < input_shards:
+      raise InputError(
+          f'data.input_shards={input_shards}: the {len(self._files)} files of '
+          f'{self._where} cannot be divided into so many parts; lower it, or '
+          'make more files.')
+
+  def _stream(
+      self, files: Sequence[RecordFile], key: randomness.Key, start: int,
+      count: int, deterministic: bool) -> tf.data.Dataset:
+    """Returns `count` examples of the epochs of some files from `start` on."""
+    paths = [file.path for file in files]
+    records = [file.records for file in files]
+    size = sum(records)
     first = start // size
 
     @_as_it_is
@@ -122,14 +168,11 @@ class RecordSource(encoded.EncodedSource):
     epochs = tf.data.Dataset.range(first, (start + count - 1) // size + 1)
     return epochs.flat_map(epoch).take(count)
 
-  def evaluation_examples(self, shard: encoded.Shard) -> tf.data.Dataset:
-    """See the base class; raises InputError for more shards than files."""
-    return self._read(*self._shard_files(shard), deterministic=True)
-
-  def shard_size(self, shard: encoded.Shard) -> int:
+  def evaluation_examples(self) -> tf.data.Dataset:
     """See the base class."""
-    return sum(
-        file.records for file in self._files[shard.index::shard.count])
+    return self._read(
+        [file.path for file in self._files],
+        [file.records for file in self._files], deterministic=True)
 
   def check(self) -> None:
     """See the base class; also if a file has gone or changed."""
@@ -145,8 +188,7 @@ class RecordSource(encoded.EncodedSource):
 
     While it is made, the encoded images are in memory twice.
     """
-    examples = list(self.evaluation_examples(
-        encoded.Shard()).as_numpy_iterator())
+    examples = list(self.evaluation_examples().as_numpy_iterator())
     logging.info(
         '%s: %d encoded images, %.2f GiB, are held in memory.', self._where,
         len(examples), sum(len(e.content) for e in examples) / _GIB)
@@ -163,16 +205,6 @@ class RecordSource(encoded.EncodedSource):
         bad=self.bad, where=self._where)
     held.empty = self.empty
     return held
-
-  def _shard_files(
-      self, shard: encoded.Shard) -> tuple[list[str], list[int]]:
-    """Returns paths and numbers of records of a shard's files."""
-    if len(self._files) < shard.count:
-      raise InputError(
-          f'{self._where}: {len(self._files)} files cannot be divided among '
-          f'{shard.count} input pipelines; make more files of them.')
-    files = self._files[shard.index::shard.count]
-    return [f.path for f in files], [f.records for f in files]
 
   def _read(
       self, paths: Sequence[str] | tf.Tensor,

@@ -23,12 +23,14 @@ _as_it_is = tf.autograph.experimental.do_not_convert
 
 def batches(
     source: EncodedSource, examples: tf.data.Dataset, decode: Decode,
-    draw: Draw, rows: int, deterministic: bool = True) -> tf.data.Dataset:
+    draw: Draw, rows: int, deterministic: bool = True,
+    slices: int = 1) -> tf.data.Dataset:
   """Decodes examples and puts each `rows` of them into an element.
 
   An example that cannot be decoded, or whose label is out of range, is
-  reported to `source.bad`. Its row has weight 0 and holds a copy of another
-  row (of zeros, if there is none), as do the rows after the last example.
+  reported to `source.bad`, which counts those of this process. Its row has
+  weight 0 and holds a copy of another row of its slice (of zeros, if there is
+  none), as do the rows after the last example.
 
   Args:
     source: where the examples come from.
@@ -39,6 +41,8 @@ def batches(
     rows: b.
     deterministic: whether the rows of an element come in the order of the
       examples; the elements do.
+    slices: equal parts of an element that do not copy from each other: its
+      virtual replicas, so that other arrangements of them hold the same.
 
   Returns:
     Elements (images [b, ...], label int32 [b], weight float32 [b]),
@@ -66,7 +70,7 @@ def batches(
         good.element_spec)
     row, images, label = good.concatenate(
         tf.data.Dataset.from_tensors(nothing)).take(1).get_single_element()
-    return _completed(source, known, row, images, label, rows)
+    return _completed(source, known, row, images, label, rows, slices)
 
   return examples.window(rows).enumerate().map(
       element, num_parallel_calls=_ELEMENTS, deterministic=True)
@@ -74,7 +78,7 @@ def batches(
 
 def _completed(
     source: EncodedSource, known: tf.data.Dataset, row: tf.Tensor,
-    images: Images, label: tf.Tensor, rows: int) -> Batch:
+    images: Images, label: tf.Tensor, rows: int, slices: int) -> Batch:
   """Makes an element of the m rows that were decoded, see `batches`.
 
   Args:
@@ -84,6 +88,7 @@ def _completed(
     images: [m, ...] each.
     label: int32 [m].
     rows: b.
+    slices: parts that do not copy from each other.
   """
   usable = (label >= 0) & (label < source.num_classes)
 
@@ -94,7 +99,7 @@ def _completed(
     kept = tf.boolean_mask(row, usable)
     found = tf.scatter_nd(kept[:, None], tf.ones_like(kept), [rows]) > 0
     with tf.control_dependencies([_report(source, known, found)]):
-      return _filled(row, images, label, usable, found)
+      return _filled(row, images, label, usable, found, slices)
 
   batch = tf.cond(
       tf.equal(tf.math.count_nonzero(usable), rows), whole, repaired)
@@ -146,7 +151,7 @@ def _reason(source: EncodedSource, example: Example) -> str:
 
 def _filled(
     row: tf.Tensor, images: Images, label: tf.Tensor, usable: tf.Tensor,
-    found: tf.Tensor) -> Batch:
+    found: tf.Tensor, slices: int) -> Batch:
   """Spreads m decoded rows over b, with copies where there is none.
 
   Args:
@@ -155,13 +160,16 @@ def _filled(
     label: int32 [m].
     usable: bool [m].
     found: bool [b], whether a row is among the usable ones.
+    slices: equal parts of the rows that do not copy from each other.
   """
   kept = tf.boolean_mask(tf.range(tf.size(row)), usable)
   place = tf.scatter_nd(
       tf.gather(row, kept)[:, None], kept, tf.shape(found, tf.int64))
   # With nothing to copy, the row of zeros that is added behind the others.
-  spare = tf.concat([kept, [tf.size(row)]], 0)[0]
-  place = tf.where(found, place, spare)
+  place = tf.reshape(tf.where(found, place, tf.size(row)), [slices, -1])
+  first = tf.reduce_min(place, axis=1, keepdims=True)
+  place = tf.where(tf.reshape(found, place.shape), place, first)
+  place = tf.reshape(place, [-1])
 
   def spread(x: tf.Tensor) -> tf.Tensor:
     padded = tf.concat([x, tf.zeros([1, *x.shape[1:]], x.dtype)], 0)

@@ -128,9 +128,12 @@ def test_over_the_limit(
     train.check()
   message = str(error.value)
   assert 'data.max_bad_examples' in message and '\n' not in message
-  assert sum(name in message for name in wrong) == (1 if not limit else 5)
+  named = sum(name in message for name in wrong)
   if limit:
+    assert named == 5
     assert f'{_BAD} bad examples' in message
+  else:  # Elements made at the same time can each find one before all stops.
+    assert 1 <= named <= 5
 
 
 def test_labels_out_of_range(tmp_path: pathlib.Path) -> None:

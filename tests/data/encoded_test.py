@@ -34,13 +34,13 @@ def _labels(dataset: tf.data.Dataset) -> list[int]:
 def test_shards_together_are_one_pipeline(shards: int) -> None:
   data = _numbered(10)
   whole = _labels(data.training_examples(
-      KEY, 0, 60, encoded.Shard(), True))
+      KEY, 0, 60, encoded.Shard(), 1, True))
   for epoch in range(6):
     assert sorted(whole[epoch * 10:][:10]) == list(range(10))
-  # Elements of 6 rows, of which each shard makes its own.
+  # Elements of 6 rows, of which each shard makes its own; two are a batch.
   rows = 6 // shards
   parts = [_labels(data.training_examples(
-      KEY, 0, 10 * rows, encoded.Shard(i, shards, rows), True))
+      KEY, 0, 5, encoded.Shard(i, shards, rows, elements=2), 1, True))
            for i in range(shards)]
   together = np.array(parts).reshape(shards, 10, rows).swapaxes(0, 1)
   np.testing.assert_array_equal(together.ravel(), whole)
@@ -48,22 +48,33 @@ def test_shards_together_are_one_pipeline(shards: int) -> None:
 
 def test_resumes_anywhere() -> None:
   data = _numbered(10)
-  whole = _labels(data.training_examples(KEY, 0, 90, encoded.Shard(), True))
+  whole = _labels(data.training_examples(
+      KEY, 0, 90, encoded.Shard(), 1, True))
   for start in (1, 9, 10, 64, 77):
     assert whole[start:] == _labels(data.training_examples(
-        KEY, start, 90 - start, encoded.Shard(), True))
+        KEY, start, 90 - start, encoded.Shard(), 1, True))
 
 
-@pytest.mark.parametrize('shards', [1, 2, 3])
-def test_evaluation_shards_have_each_example_once(shards: int) -> None:
-  data = _numbered(10)
-  parts = []
-  for i in range(shards):
-    shard = encoded.Shard(i, shards)
-    labels = _labels(data.evaluation_examples(shard))
-    assert len(labels) == data.shard_size(shard)
-    parts += labels
-  assert sorted(parts) == list(range(10))
+def test_a_shard_knows_its_rows() -> None:
+  shard = encoded.Shard(1, 3, rows=2, elements=2)
+  assert shard.batch == 12
+  np.testing.assert_array_equal(np.flatnonzero(shard.own()), [2, 3, 8, 9])
+  # The same rows, of batch 5.
+  own = tf.range(20, 24, dtype=tf.int64)
+  np.testing.assert_array_equal(shard.position(own), [62, 63, 68, 69])
+
+
+def test_evaluation_has_each_example_once_in_order() -> None:
+  data = _numbered(70)
+  assert _labels(data.evaluation_examples()) == list(range(70))
+
+
+def test_selected_keeps_the_same_rows_of_every_batch() -> None:
+  kept = encoded.selected(
+      _numbered(11).evaluation_examples(), np.array([False, True, True, False]))
+  assert _labels(kept) == [1, 2, 5, 6, 9, 10]
+  everything = _numbered(3).evaluation_examples()
+  assert encoded.selected(everything, np.array([True])) is everything
 
 
 def test_examples_carry_content_boxes_and_name() -> None:
@@ -71,24 +82,24 @@ def test_examples_carry_content_boxes_and_name() -> None:
   data = encoded.IndexedSource(
       [b'a', b'b'], np.array([0, 1]), image_size=4, boxes=boxes,
       where='mine')
-  first, second = data.evaluation_examples(encoded.Shard())
+  first, second = data.evaluation_examples()
   assert (first.content, first.name) == (b'a', b'mine, example 0')
   assert first.boxes.shape == (0, 4)
   np.testing.assert_array_equal(second.boxes, np.float32(boxes[1]))
   files = encoded.IndexedSource(
       ['x.png'], np.array([0]), image_size=4, from_files=True)
-  assert next(iter(files.evaluation_examples(encoded.Shard()))).name == 'x.png'
+  assert next(iter(files.evaluation_examples())).name == 'x.png'
 
 
 def test_subsets_of_subsets() -> None:
   part = _numbered(10).subset(np.array([1, 4, 5, 9])).subset(np.array([0, 2]))
   assert part.num_examples == 2
   assert part.num_classes == 10
-  assert _labels(part.evaluation_examples(encoded.Shard())) == [1, 5]
+  assert _labels(part.evaluation_examples()) == [1, 5]
   assert sorted(_labels(part.training_examples(
-      KEY, 0, 2, encoded.Shard(), True))) == [1, 5]
+      KEY, 0, 2, encoded.Shard(), 1, True))) == [1, 5]
   kept = source.truncate(_numbered(100), 40)
-  labels = _labels(kept.evaluation_examples(encoded.Shard()))
+  labels = _labels(kept.evaluation_examples())
   assert len(set(labels)) == 40
   assert sorted(labels) == labels
 

@@ -233,17 +233,6 @@ def test_input_pipelines_together_are_one(
       strict=True):
     for part, expected in zip(zip(*together, strict=True), whole, strict=True):
       np.testing.assert_array_equal(np.concatenate(part), expected)
-  seen, lengths = [], set()
-  for i in range(shards):
-    elements = list(pipeline.evaluation_dataset(
-        data, 6, encoded.Shard(i, shards)).as_numpy_iterator())
-    lengths.add(len(elements))
-    for image, label, weight in elements:
-      assert image.shape == (6 // shards, 16, 16, 3)
-      seen += list(label[weight > 0])
-  assert sorted(seen) == list(range(7))
-  # ceil(4 / 3) of the first of two, ceil(3 / 2) of the first of three.
-  assert lengths == {2}
 
 
 def test_pipelines_without_examples_are_padded() -> None:
@@ -263,6 +252,13 @@ def test_rows_must_divide_among_pipelines() -> None:
         shard=shard)
   with pytest.raises(InputError, match='evaluation.batch_size: 4 rows'):
     pipeline.evaluation_dataset(_numbered(4), 4, shard)
+
+
+def test_rows_must_divide_among_replicas() -> None:
+  with pytest.raises(InputError, match='4 rows .* among its 3 replicas'):
+    pipeline.train_dataset(
+        _numbered(4), global_batch_size=8, micro_batches=2, num_steps=1,
+        replicas=3)
 
 
 @pytest.mark.parametrize('preprocessing', ['imagenet', 'resize', None])

@@ -29,20 +29,20 @@ def _source(folder: pathlib.Path, shuffle_buffer: int = 8,
 
 def _train(source: records.RecordSource, start: int, count: int,
            shard: encoded.Shard = WHOLE, key: randomness.Key = KEY,
-           deterministic: bool = True) -> list[str]:
-  dataset = source.training_examples(key, start, count, shard, deterministic)
+           deterministic: bool = True, input_shards: int = 1) -> list[str]:
+  dataset = source.training_examples(
+      key, start, count, shard, input_shards, deterministic)
   return [e.content.decode() for e in dataset.as_numpy_iterator()]
 
 
-def _evaluation(source: records.RecordSource,
-                shard: encoded.Shard = WHOLE) -> list[encoded.Example]:
-  return list(source.evaluation_examples(shard).as_numpy_iterator())
+def _evaluation(source: records.RecordSource) -> list[encoded.Example]:
+  return list(source.evaluation_examples().as_numpy_iterator())
 
 
 def test_epochs_are_permutations_of_their_own(tmp_path: pathlib.Path) -> None:
   names = record_files.numbered(tmp_path, 'train', COUNTS)
   source = _source(tmp_path)
-  assert source.num_examples == source.shard_size(WHOLE) == 21
+  assert source.num_examples == 21
   seen = _train(source, 0, 63)
   epochs = [seen[i:i + 21] for i in (0, 21, 42)]
   for epoch in epochs:
@@ -90,28 +90,64 @@ def test_without_determinism_it_is_still_every_example_once(
 
 
 @pytest.mark.parametrize('count', [2, 4])
-def test_shards_are_disjoint_and_fixed(
+def test_each_stream_has_files_and_rows_of_its_own(
     tmp_path: pathlib.Path, count: int) -> None:
+  record_files.numbered(tmp_path, 'train', COUNTS)
+  source = _source(tmp_path)
+  bounds = np.cumsum((0,) + COUNTS)
+  batches = np.array(_train(
+      source, 0, 30, encoded.Shard(rows=8), input_shards=count),
+                     int).reshape(30, count, 8 // count)
+  for number in range(count):
+    own = sorted(i for file in range(number, len(COUNTS), count)
+                 for i in range(bounds[file], bounds[file + 1]))
+    seen = batches[:, number].ravel()
+    size = len(own)
+    assert sorted(seen[:size]) == sorted(seen[size:2 * size]) == own
+    # The epochs that are whole; few records can come as before once.
+    epochs = seen[:len(seen) // size * size].reshape(-1, size)
+    assert len(np.unique(epochs, axis=0)) > 1
+
+
+# Batches of 12 are cut differently, into micro batches too; some pipelines
+# need parts of two streams.
+@pytest.mark.parametrize('input_shards', [1, 2, 4])
+def test_any_pipelines_and_micro_batches_see_the_same(
+    tmp_path: pathlib.Path, input_shards: int) -> None:
+  record_files.numbered(tmp_path, 'train', COUNTS)
+  source = _source(tmp_path)
+  whole = np.array(_train(source, 0, 8, encoded.Shard(rows=12),
+                          input_shards=input_shards)).reshape(8, 12)
+  others = ((3, 1), (2, 2)) if input_shards == 2 else ()
+  for count, elements in ((1, 4), (2, 1), (4, 1), *others):
+    seen = np.full_like(whole[3:], '')
+    for index in range(count):
+      shard = encoded.Shard(
+          index, count, 12 // count // elements, elements)
+      # From the middle of an epoch on.
+      seen[:, shard.own()] = np.array(_train(
+          source, 3, 5, shard, input_shards=input_shards)).reshape(5, -1)
+    np.testing.assert_array_equal(seen, whole[3:])
+
+
+def test_pipelines_that_share_a_stream_agree_without_determinism(
+    tmp_path: pathlib.Path) -> None:
   names = record_files.numbered(tmp_path, 'train', COUNTS)
   source = _source(tmp_path)
-  everything = []
-  for index in range(count):
-    shard = encoded.Shard(index, count)
-    size = source.shard_size(shard)
-    assert size == sum(COUNTS[index::count])
-    own = [e.content.decode() for e in _evaluation(source, shard)]
-    assert len(own) == size
-    seen = _train(source, 0, 2 * size, shard)
-    assert sorted(seen[:size]) == sorted(seen[size:]) == sorted(own)
-    everything += own
-  assert sorted(everything) == sorted(names)
+  parts = [_train(source, 0, 7, encoded.Shard(i, 3), deterministic=False)
+           for i in range(3)]
+  assert sorted(sum(parts, [])) == sorted(names)
 
 
-def test_more_pipelines_than_files(tmp_path: pathlib.Path) -> None:
+def test_streams_must_fit_files_and_batches(tmp_path: pathlib.Path) -> None:
   record_files.numbered(tmp_path, 'train', (4, 4))
   source = _source(tmp_path)
-  with pytest.raises(InputError, match='2 files .* among 3 input pipelines'):
-    source.evaluation_examples(encoded.Shard(0, 3))
+  with pytest.raises(InputError, match='input_shards=3: the 2 files of there'):
+    _train(source, 0, 1, encoded.Shard(rows=3), input_shards=3)
+  for count in (0, 3):
+    with pytest.raises(InputError, match=f'input_shards={count}: must be at '
+                       'least 1 and divide data.global_batch_size=8'):
+      _train(source, 0, 1, encoded.Shard(1, 2, 2, 2), input_shards=count)
 
 
 def test_what_an_example_holds(tmp_path: pathlib.Path) -> None:
@@ -214,15 +250,14 @@ def test_in_memory_is_the_same_split(tmp_path: pathlib.Path) -> None:
   assert held.bad is stream.bad and held.image_shape == (8, 8, 3)
   assert held.bad.names == {f'{tmp_path / "train.tfrecord"} record 1':
                             'it is empty, or its record is damaged'}
-  found = {e.name: e for e in held.evaluation_examples(
-      WHOLE).as_numpy_iterator()}
+  found = {e.name: e for e in held.evaluation_examples().as_numpy_iterator()}
   for example in _evaluation(stream):
     other = found.pop(example.name)
     assert (example.content, example.label) == (other.content, other.label)
     np.testing.assert_array_equal(example.boxes, other.boxes)
   assert not found
   half = held.subset(np.arange(4))
-  assert len(list(half.evaluation_examples(WHOLE))) == 4
+  assert len(list(half.evaluation_examples())) == 4
   assert len(names) == 21
 
 

@@ -194,7 +194,7 @@ def _stream(split: source.Source, start: int, count: int) -> list:
   assert isinstance(split, records.RecordSource)
   return list(split.training_examples(
       randomness.make_key(1, randomness.ORDER), start, count,
-      encoded.Shard(), True).as_numpy_iterator())
+      encoded.Shard(), 1, True).as_numpy_iterator())
 
 
 def test_without_a_cache_images_are_streamed(tmp_path: pathlib.Path) -> None:
@@ -220,7 +220,7 @@ def test_without_a_cache_images_are_streamed(tmp_path: pathlib.Path) -> None:
   for start, count in ((5, 4), (7, 7), (20, 1)):
     assert [e.name for e in _stream(train, start, count)] == [
         e.name for e in seen[start:start + count]]
-  held_out = splits.validation.evaluation_examples(encoded.Shard())
+  held_out = splits.validation.evaluation_examples()
   assert len({e.name for e in held_out.as_numpy_iterator()}) == 4
 
 

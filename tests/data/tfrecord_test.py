@@ -33,11 +33,11 @@ def test_finds_splits_labels_and_names(tmp_path: pathlib.Path) -> None:
   assert splits.train.image_shape == (8, 8, 3)
   assert (splits.train.num_classes, splits.train.class_names) == (3, None)
   found = {int(e.content): int(e.label) for e in
-           splits.train.evaluation_examples(encoded.Shard())}
+           splits.train.evaluation_examples()}
   assert found == {i: i % 3 for i in range(12)}
   splits = _load(tmp_path, label_offset=0, num_classes=4)
   found = {int(e.content): int(e.label) for e in
-           splits.validation.evaluation_examples(encoded.Shard())}
+           splits.validation.evaluation_examples()}
   assert found == {i: i % 3 + 1 for i in range(5)}
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf.config import DataConfig, InputError
-from conadv_tf.data import encoded, tfrecord
+from conadv_tf.data import tfrecord
 from tests import commands, record_files
 from tools import tfrecord_conversion
 
@@ -100,8 +100,7 @@ def test_shards_index_and_loading(tmp_path: pathlib.Path) -> None:
       name='tfrecord', path=str(output), image_size=8, cache=False))
   assert (splits.train.num_examples, splits.validation.num_examples) == (18, 4)
   assert splits.train.class_names == ('a', 'b', 'c')
-  labels = [int(e.label) for e in splits.train.evaluation_examples(
-      encoded.Shard())]
+  labels = [int(e.label) for e in splits.train.evaluation_examples()]
   assert sorted(labels) == [0] * 6 + [1] * 6 + [2] * 6
   assert labels != sorted(labels)
 
