@@ -1,0 +1,1 @@
+"""What is computed about a training, apart from training itself."""
