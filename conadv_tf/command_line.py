@@ -9,6 +9,8 @@ import warnings
 
 from absl import app, flags, logging
 
+from conadv_tf import exits
+
 
 def start(main: Callable[[], None]) -> None:
   """Parses the flags and calls `main`; flag errors are one line as well."""
@@ -34,7 +36,7 @@ def start(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-  """Turns InputError into one line on stderr and exit code 2."""
+  """Turns InputError and exits.Stop into one line on stderr and their code."""
   # TensorFlow's start-up chatter would bury that line.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", module="google")
@@ -45,8 +47,10 @@ def one_line_errors() -> Iterator[None]:
     yield
   except config.InputError as error:
     _exit(str(error))
+  except exits.Stop as error:
+    _exit(str(error), error.exit_code)
 
 
-def _exit(message: str) -> NoReturn:
+def _exit(message: str, code: int = 2) -> NoReturn:
   print("error: " + " ".join(message.split("\n")), file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)

@@ -12,6 +12,7 @@ from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf import optimizers
 from conadv_tf.config import mlperf_rules
+from conadv_tf.distribute import strategies
 from conadv_tf.layers import split_batch_norm
 from conadv_tf.methods import method as method_lib
 from conadv_tf.training import stopping
@@ -61,7 +62,9 @@ def describe(experiment: experiments.Experiment) -> str:
       experiment.trainer.method, experiment.schedule))
 
 
-def describe_config(config: config_lib.ExperimentConfig) -> str:
+def describe_config(config: config_lib.ExperimentConfig,
+                    machines: strategies.Machines = strategies.ALONE
+                    ) -> str:
   """What a configuration would run: `describe`, and the keys it ignores.
 
   Nothing is trained, no device is set up, and where `counts` finds the
@@ -69,11 +72,12 @@ def describe_config(config: config_lib.ExperimentConfig) -> str:
 
   Args:
     config: loaded, not resolved.
+    machines: that would take part besides this process.
 
   Raises:
     InputError: as building the experiment would.
   """
-  found, config = plan(config)
+  found, config = plan(config, machines)
   try:
     method = experiments.METHODS[config.method.name](config.method)
     figures = _model_figures(
@@ -88,12 +92,13 @@ def describe_config(config: config_lib.ExperimentConfig) -> str:
   return "\n".join(lines)
 
 
-def plan(config: config_lib.ExperimentConfig
+def plan(config: config_lib.ExperimentConfig,
+         machines: strategies.Machines = strategies.ALONE
          ) -> tuple[Counts, config_lib.ExperimentConfig]:
   """Returns what is known of the data, and the resolved configuration."""
   experiments.check_names(config)
-  config_lib.check_batch(config)
-  config_lib.validate(config)  # before the data are loaded
+  strategies.plan(config.runtime, machines)
+  config_lib.check_batch(config)  # before the data are loaded
   found = counts(config)
   stopping.check(config.evaluation, found.num_classes)
   return found, config_lib.resolve(config, found.train)

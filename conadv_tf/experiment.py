@@ -185,6 +185,7 @@ class Experiment:
     trainer: compiled.
     schedule: learning rate of an update's index.
     outputs: what the model ends in, "logits" or "probabilities".
+    between_batches: called before every batch of an evaluation.
   """
 
   config: config_lib.ExperimentConfig
@@ -193,6 +194,7 @@ class Experiment:
   trainer: trainers.Trainer
   schedule: Schedule
   outputs: str
+  between_batches: Callable[[], None] = lambda: None
   _evaluators: dict[tuple[str, str], clean.Evaluator] = dataclasses.field(
       default_factory=dict)
 
@@ -201,18 +203,37 @@ class Experiment:
     """Cross entropy without label smoothing, for evaluation."""
     return per_example.per_example_loss(_cross_entropy(self.outputs))
 
-  def train_dataset(self, start_step: int) -> tf.data.Dataset:
-    """Micro batches from update `start_step` to the end of the run."""
+  def train_dataset(self, start_step: int) -> tf.distribute.DistributedDataset:
+    """Micro batches from update `start_step` to the end of the run.
+
+    Every input pipeline (of a worker, of a TPU host) reads the rows of its
+    own replicas.
+    """
     data, derived = self.config.data, self.config.derived
     runtime = self.config.runtime
     steps = derived.total_steps - start_step + self.trainer.method.lookahead
-    return self.smoothed(pipeline.train_dataset(
-        self.splits.train, global_batch_size=data.global_batch_size,
-        micro_batches=runtime.micro_batches,
-        seed=self.config.seed, augment=data.augment, start_step=start_step,
-        num_steps=steps, deterministic=data.deterministic,
-        streams=1 + self.trainer.method.augments, mixup=data.mixup,
-        cutmix=data.cutmix, replicas=runtime.num_replicas))
+
+    def of_pipeline(shard: pipeline.Shard) -> tf.data.Dataset:
+      return self.smoothed(pipeline.train_dataset(
+          self.splits.train, global_batch_size=data.global_batch_size,
+          micro_batches=runtime.micro_batches, seed=self.config.seed,
+          augment=data.augment, start_step=start_step, num_steps=steps,
+          shard=shard, input_shards=data.input_shards,
+          deterministic=data.deterministic,
+          streams=1 + self.trainer.method.augments, mixup=data.mixup,
+          cutmix=data.cutmix, replicas=runtime.num_replicas // shard.count))
+
+    return self._shared(of_pipeline, derived.replica_batch_size)
+
+  def _shared(self, of_pipeline: Callable[[pipeline.Shard], tf.data.Dataset],
+              rows: int) -> tf.distribute.DistributedDataset:
+    """Elements of `rows` examples for each replica; goes on for ever."""
+    def make(ctx: tf.distribute.InputContext) -> tf.data.Dataset:
+      shard = pipeline.Shard(ctx.input_pipeline_id, ctx.num_input_pipelines)
+      # The end would cost workers an all-reduce an element to agree on.
+      return of_pipeline(shard).rebatch(rows, drop_remainder=True).repeat()
+
+    return self.strategy.distribute_datasets_from_function(make)
 
   def smoothed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Puts labels into the form that the training loss takes."""
@@ -268,15 +289,30 @@ class Experiment:
     sample = _sample(self.splits.train, train_examples)
     robust_evaluators = {
         name: self.evaluator(branch, name) for name in attack_names}
-    validation = self.evaluation_dataset("validation")
-    figures = self.evaluator(branch)(validation)
+    validation = self.splits.validation
+    figures = self._figures(self.evaluator(branch), validation)
     if sample:
-      train = self.evaluator(branch)(pipeline.evaluation_dataset(
-          sample, self.config.evaluation.batch_size))
+      train = self._figures(self.evaluator(branch), sample)
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
     for name, evaluator in robust_evaluators.items():
-      figures[f"robust_accuracy_{name}"] = evaluator(validation)["accuracy"]
+      figures[f"robust_accuracy_{name}"] = self._figures(
+          evaluator, validation)["accuracy"]
     return figures
+
+  def _figures(self, evaluator: clean.Evaluator, source: sources.Source
+               ) -> dict[str, float]:
+    """Evaluates every example of a source, shared out like training's."""
+    replicas = self.strategy.num_replicas_in_sync
+    rows = -(-self.config.evaluation.batch_size // replicas)
+    batch = rows * replicas
+
+    def of_pipeline(shard: pipeline.Shard) -> tf.data.Dataset:
+      return clean.with_positions(
+          pipeline.evaluation_dataset(source, batch, shard), batch,
+          shard.index * (batch // shard.count))
+
+    return evaluator(self._shared(of_pipeline, rows),
+                     -(-source.num_examples // batch), self.between_batches)
 
 
 def _sample(source: sources.Source, count: int) -> sources.Source | None:
@@ -298,29 +334,22 @@ def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:
   return kind(from_logits=outputs == "logits")
 
 
-def _strategy(runtime: config_lib.RuntimeConfig) -> tf.distribute.Strategy:
-  try:
-    if runtime.strategy == "mirrored":
-      strategies.make_logical_cpus(runtime.num_replicas)
-    return strategies.get(runtime.strategy, runtime.num_replicas)
-  except (RuntimeError, ValueError) as error:
-    raise config_lib.InputError(f"runtime.strategy: {error}") from error
-
-
 def build(config: config_lib.ExperimentConfig,
-          splits: sources.Splits | None = None) -> Experiment:
+          splits: sources.Splits | None = None,
+          machines: strategies.Machines = strategies.ALONE
+          ) -> Experiment:
   """Builds everything; nothing is written.
 
   Args:
     config: loaded; resolved here, from the size of the training set.
     splits: data that is loaded already.
+    machines: that take part besides this process.
 
   Raises:
     InputError: if the configuration or the data are not usable.
   """
   check_names(config)
-  # Before any tensor is made: that fixes the devices.
-  strategy = _strategy(config.runtime)
+  strategy = strategies.connect(config.runtime, machines)
   splits = splits or DATASETS[config.data.name](config.data)
   config = config_lib.resolve(config, splits.train.num_examples)
   stopping.check(config.evaluation, splits.train.num_classes)
@@ -343,7 +372,8 @@ def build(config: config_lib.ExperimentConfig,
           micro_batches=runtime.micro_batches,
           deterministic=runtime.deterministic,
           reduce_dtype=runtime.reduce_dtype,
-          bn_group_size=config.bn.group_size)
+          bn_group_size=config.bn.group_size,
+          skip_nonfinite=runtime.on_nan == "skip_step")
       outputs = user.outputs(model, splits.train.image_shape)
       trainer.compile(
           OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),

@@ -1,5 +1,10 @@
 """Runs: train in a directory, resume there, restore from it, export."""
 
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import hashlib
+import json
 import logging
 import time
 from typing import Any
@@ -7,22 +12,30 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf import config as config_lib
-from conadv_tf import description, methods
+from conadv_tf import description, exits
 from conadv_tf import experiment as experiments
+from conadv_tf.distribute import agreement, cluster, strategies, watchdog
 from conadv_tf.evaluation import serving
 from conadv_tf.layers import routing
 from conadv_tf.training import (
   averaging,
   callbacks,
   checkpoint,
+  guards,
+  interruption,
   mlperf_log,
   perturbation,
+  profiling,
   run_directory,
   stopping,
   warm_start,
 )
 
 _PICTURES = 8
+# What TensorFlow raises in a worker when another one has gone.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError,
+         tf.errors.DeadlineExceededError, tf.errors.CancelledError,
+         tf.errors.InternalError)
 
 
 def restore(
@@ -31,7 +44,9 @@ def restore(
   """Rebuilds a run's experiment with the weights that are its result.
 
   They are those of its newest checkpoint, or of its best evaluation where it
-  has `evaluation.patience`, and averaged where the optimizer averages.
+  has `evaluation.patience`, and averaged where the optimizer averages. What
+  was trained on a TPU or by several workers comes back on one device: figures
+  of evaluation do not depend on that.
 
   Raises:
     InputError: if `model_dir` holds no run or no intact checkpoint.
@@ -45,45 +60,125 @@ def restore(
   if result is None:
     raise config_lib.InputError(
         f"model_dir {model_dir} holds no checkpoint yet; train first")
+  runtime = config.runtime
+  if runtime.strategy in ("multi_worker_mirrored", "tpu"):
+    runtime.micro_batches *= runtime.num_replicas
+    runtime.strategy, runtime.num_replicas = "one_device", 1
+    config.bn.group_size = 1  # of training, and no figure depends on it
   experiment = experiments.build(config)
   checkpoint.restore(experiment.trainer, result.state, weights_only=True)
   return experiment, result
 
 
 def run(config: config_lib.ExperimentConfig, model_dir: str, *,
-        evaluates: bool = True, quiet: bool = False) -> dict[str, Any]:
+        evaluates: bool = True, quiet: bool = False,
+        machines: strategies.Machines = strategies.ALONE,
+        peer_timeout: float = 300.0, profile_steps: str | None = None,
+        profiler_port: int | None = None) -> dict[str, Any]:
   """Trains, or continues training, in `model_dir`.
+
+  With several workers each of them calls this; worker 0 writes.
 
   Args:
     config: loaded, not resolved.
-    model_dir: the run's directory.
+    model_dir: the run's directory; all workers see the same one.
     evaluates: whether to evaluate during training; the end always is.
     quiet: prints nothing but warnings.
+    machines: that take part besides this process.
+    peer_timeout: seconds to wait for the other workers at the start.
+    profile_steps: "a:b" profiles updates a to b.
+    profiler_port: where profiles can be captured from outside.
 
   Returns:
     The content of results.json.
 
   Raises:
     InputError: for anything the user can mend; nothing was overwritten.
+    exits.Stop: where the run ends early for another reason.
   """
-  directory = run_directory.RunDirectory(model_dir, config.checkpoint.keep)
-  with directory.locked():
-    return _run(config, directory, evaluates, quiet)
+  directory = run_directory.RunDirectory(
+      model_dir, config.checkpoint.keep, machines.is_chief)
+  profiler = profile_steps and profiling.StepProfiler(
+      directory.path, *profiling.parse_steps(profile_steps))
+  with (watchdog.Watchdog(config.runtime.stall_seconds) as watch,
+        directory.locked()):
+    session = _Session(directory, evaluates, quiet or not machines.is_chief,
+                       machines, watch, profiler if machines.is_chief else None)
+    saved = _check(config, session)
+    if machines.cluster:
+      cluster.meet(machines.cluster, _digest(config, model_dir), peer_timeout)
+    # The handlers come after the strategy, whose own would swallow signals.
+    strategies.connect(config.runtime, machines)
+    if profiler_port:
+      profiling.serve(profiler_port)
+    with interruption.Interruption() as stop, _naming_lost_peers(machines):
+      return _run(config, session, saved, stop)
 
 
-def _run(config: config_lib.ExperimentConfig,
-         directory: run_directory.RunDirectory, evaluates: bool,
-         quiet: bool) -> dict[str, Any]:
-  begin = time.time()
+@dataclasses.dataclass
+class _Session:
+  """What the functions of one call of `run` share."""
+
+  directory: run_directory.RunDirectory
+  evaluates: bool
+  quiet: bool
+  machines: strategies.Machines
+  watch: watchdog.Watchdog
+  profiler: profiling.StepProfiler | None
+  begin: float = dataclasses.field(default_factory=time.time)
+
+
+def _digest(config: config_lib.ExperimentConfig, model_dir: str) -> str:
+  """What all workers must have in common."""
+  text = json.dumps([config.as_dict(), model_dir], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _naming_lost_peers(machines: strategies.Machines) -> Iterator[None]:
+  """Turns TensorFlow's errors about other workers into one line."""
+  try:
+    yield
+  except _LOST as error:
+    if not machines.cluster:
+      raise
+    reason = (error.message or type(error).__name__).splitlines()[0]
+    raise exits.PeerLost(
+        f"lost another worker ({reason[:200]}); start all workers again with "
+        "the same command, which goes on from the last checkpoint") from error
+
+
+def _check(config: config_lib.ExperimentConfig, session: _Session
+           ) -> config_lib.ExperimentConfig | None:
+  """Checks what needs neither devices nor data; returns the run's config."""
+  directory, runtime = session.directory, config.runtime
   saved = directory.saved_config() if directory.has_begun() else None
   directory.check(config)
+  strategies.check_machines(runtime.strategy, session.machines)
+  if session.machines.tpu:  # only the TPU knows how many cores it has
+    strategies.connect(runtime, session.machines)
+  strategies.plan(runtime, session.machines)
   run_directory.keep_virtual_replicas(saved, config)
-  config_lib.check_batch(config)  # before the data are loaded
+  config_lib.check_batch(config)
   mlperf_log.check(config)
-  _warn(config, evaluates)
+  if directory.writes:
+    _warn(config, session.evaluates)
+  return saved
+
+
+def _run(config: config_lib.ExperimentConfig, session: _Session,
+         saved: config_lib.ExperimentConfig | None,
+         stop: interruption.Interruption) -> dict[str, Any]:
+  directory, quiet = session.directory, session.quiet
   latest = directory.checkpoints.latest() if saved else None
-  experiment = experiments.build(config)
+  experiment = experiments.build(config, machines=session.machines)
   config = experiment.config
+  guard = guards.Guard(agreement.Agreement(experiment.strategy),
+                       session.watch, stop)
+  if not guard.same(latest.step if latest else 0):
+    raise config_lib.InputError(
+        f"model_dir {directory.path}: the workers do not find the same newest "
+        "checkpoint there; it must be on a file system that all of them share")
   results = directory.results()
   if results is not None and latest is not None and (
       results.get("step") == latest.step
@@ -92,26 +187,41 @@ def _run(config: config_lib.ExperimentConfig,
       print(f"finished already: {directory.file('results.json')}")
     return results
   step, seconds = _begin(experiment, latest)
-  log = _open_log(experiment, directory, step, evaluates)
+  log = _open_log(experiment, directory, step, session.evaluates)
   directory.open(config)
   if not quiet:
     print(description.describe(experiment), flush=True)
-  if step:
+  if step and directory.writes:
     logging.warning("resuming at update %d of %d", step,
                     config.derived.total_steps)
   directory.cut_metrics(step)
-  trains = not _ends(config, directory, step)
+  pending = _pending(latest, directory)
+  trains = not _ends(config, directory, step) or pending is not None
   if log:
-    log.open(step, trains, begin)
+    log.open(step, trains, session.begin)
   try:
     if trains:
       directory.remove_results()
+      stop.deferred = True
       with experiments.naming_unreadable_images(experiment.splits):
-        _fit(experiment, directory, step, seconds, evaluates, quiet, log)
-    return _finish(experiment, directory, log)
+        _fit(experiment, session, step, seconds, pending, log, guard)
+      stop.deferred = False
+    results = _finish(experiment, directory, log)
+    guard.any(False)  # a worker that left early would fail the others
+    return results
   finally:
     if log:
       log.close()
+
+
+def _pending(latest: checkpoint.Checkpoint | None,
+             directory: run_directory.RunDirectory
+             ) -> dict[str, float] | None:
+  """Training's figures where the checkpoint's evaluation is still to make."""
+  if latest is None or "pending" not in latest.extra:
+    return None
+  made = any(r["step"] == latest.step for r in directory.metrics())
+  return None if made else latest.extra["pending"]
 
 
 def _warn(config: config_lib.ExperimentConfig, evaluates: bool) -> None:
@@ -146,7 +256,7 @@ def _open_log(experiment: experiments.Experiment,
               directory: run_directory.RunDirectory, step: int,
               evaluates: bool) -> mlperf_log.MlperfLog | None:
   """Checks an MLPerf log where one is asked for; writes nothing."""
-  if not experiment.config.mlperf.log:
+  if not experiment.config.mlperf.log or not directory.writes:
     return None
   log = mlperf_log.MlperfLog(
       directory.file("mlperf.log"), experiment.config,
@@ -166,12 +276,12 @@ def _check_data(config: config_lib.ExperimentConfig,
         f"are {now} now; restore the data, or use another model_dir")
 
 
-def _fit(experiment: experiments.Experiment,
-         directory: run_directory.RunDirectory, step: int, seconds: float,
-         evaluates: bool, quiet: bool,
-         log: mlperf_log.MlperfLog | None) -> None:
+def _fit(experiment: experiments.Experiment, session: _Session, step: int,
+         seconds: float, pending: dict[str, float] | None,
+         log: mlperf_log.MlperfLog | None, guard: guards.Guard) -> None:
   config = experiment.config
   options = config.evaluation
+  experiment.between_batches = guard.between_batches
 
   def evaluate() -> dict[str, float]:
     with averaging.averaged_weights(experiment.trainer):
@@ -181,22 +291,30 @@ def _fit(experiment: experiments.Experiment,
   if log:
     log.start_run()
   callback = callbacks.RunCallback(
-      config, directory, evaluate, _pictures(experiment), start_step=step,
-      seconds=seconds, quiet=quiet, evaluates=evaluates,
-      learning_rate=lambda s: float(experiment.schedule(s)), log=log)
+      config, session.directory, evaluate, _pictures(experiment),
+      start_step=step, seconds=seconds, quiet=session.quiet,
+      evaluates=session.evaluates,
+      learning_rate=lambda s: float(experiment.schedule(s)), log=log,
+      guard=guard, profiler=session.profiler)
   chain = tf.keras.callbacks.CallbackList(
       [callback], add_history=True, model=experiment.trainer)
   # Keras would warn that evaluating and saving take longer than an update.
   chain._check_timing = False  # pylint: disable=protected-access
-  experiment.trainer.fit(
-      experiment.train_dataset(step), epochs=1, verbose=0,
-      steps_per_epoch=config.derived.total_steps - step, callbacks=chain)
+  try:
+    if pending is not None:
+      callback.complete(pending)
+    if not _ends(config, session.directory, step):
+      experiment.trainer.fit(
+          experiment.train_dataset(step), epochs=1, verbose=0,
+          steps_per_epoch=config.derived.total_steps - step, callbacks=chain)
+  finally:
+    callback.close()
 
 
 def _pictures(experiment: experiments.Experiment
               ) -> callbacks.Pictures | None:
   """Makes the same few training images adversarial whenever it is called."""
-  if isinstance(experiment.trainer.method, methods.Vanilla):
+  if not experiment.trainer.method.attacks:
     return None
   images, labels, _ = next(iter(
       experiment.smoothed(experiment.evaluation_dataset("train"))))

@@ -15,7 +15,7 @@ OURS = sorted(name for name in MODULES if name.split(".")[0] == "conadv_tf")
 # A part may import from the levels above it in this list and from itself, not
 # from its neighbours in the line.
 LEVELS = (
-    ("config", "randomness"),
+    ("config", "exits", "randomness"),
     ("layers", "attacks", "objectives", "optimizers", "data", "models",
      "distribute"),
     ("methods",),

@@ -23,6 +23,8 @@ MANUAL = (
     "tests.readme_test",
     "tests.tools.build_files_test",
     "tests.tools.requirements_test",
+    "tests.tools.tpu_vm_test",
+    "tests.tools.tpu_vm_train_test",
 )
 HEADER = """\
 # SPDX-License-Identifier: Apache-2.0

@@ -33,7 +33,7 @@ def random_point(key: randomness.Key, like: tf.Tensor, radius: float,
   if norm == LINF:
     return radius * (2.0 * randomness.uniform(key, shape) - 1.0)
   direction = randomness.normal(randomness.fold(key, 0), shape)
-  dimension = tf.cast(tf.size(like) / shape[0], tf.float32)
+  dimension = tf.cast(tf.size(like) // shape[0], tf.float32)
   ones = tf.ones([like.shape.rank - 1], tf.int32)
   u = randomness.uniform(randomness.fold(key, 1),
                          tf.concat([shape[:1], ones], axis=0))

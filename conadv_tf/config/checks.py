@@ -70,6 +70,8 @@ _RANGES = {
     'schedule.values': _NOT_NEGATIVE,
     'runtime.num_replicas': _AT_LEAST_1,
     'runtime.micro_batches': _AT_LEAST_1,
+    'runtime.stall_seconds': _POSITIVE,
+    'data.input_shards': _AT_LEAST_1,
     'runtime.steps_per_execution': _AT_LEAST_1,
     'checkpoint.every_epochs': _POSITIVE,
     'checkpoint.every_minutes': _POSITIVE,
@@ -126,10 +128,20 @@ def _check_augmentation(config: ExperimentConfig) -> None:
 
 
 def _check_replicas(runtime: RuntimeConfig) -> None:
-  if runtime.strategy == 'one_device' and runtime.num_replicas != 1:
+  if (runtime.strategy == 'one_device'
+      and runtime.num_replicas not in (None, 1)):
     raise InputError(
         f'runtime.num_replicas: strategy one_device has 1 replica, got '
         f'{runtime.num_replicas}; set runtime.strategy=mirrored')
+  if runtime.strategy != 'tpu':
+    return
+  for key, value, reason in (
+      ('precision', 'mixed_float16', 'TPUs compute in mixed_bfloat16'),
+      ('deterministic', True, 'TPUs do not sum in float64'),
+      ('jit_compile', True, 'a TPU compiles everything anyway')):
+    if getattr(runtime, key) == value:
+      raise InputError(f'runtime.{key}: {show(value)} and runtime.strategy=tpu '
+                       f'exclude each other ({reason}); leave it out')
 
 
 def _check_reduction(runtime: RuntimeConfig) -> None:
@@ -143,7 +155,7 @@ def _check_reduction(runtime: RuntimeConfig) -> None:
 def check_batch(config: ExperimentConfig) -> None:
   """Raises InputError unless the batch divides among virtual replicas."""
   batch, runtime = config.data.global_batch_size, config.runtime
-  replicas, micro_batches = runtime.num_replicas, runtime.micro_batches
+  replicas, micro_batches = runtime.num_replicas or 1, runtime.micro_batches
   parts = replicas * micro_batches
   if batch % parts:
     nearest = max(1, (2 * batch + parts) // (2 * parts)) * parts

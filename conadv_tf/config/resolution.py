@@ -45,6 +45,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
   step_size = attack.step_size
   if step_size is None:
     step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)
+  runtime.num_replicas = runtime.num_replicas or 1
   virtual_replicas = runtime.num_replicas * runtime.micro_batches
   resolved.derived = DerivedConfig(
       num_examples=int(num_examples),
@@ -121,10 +122,12 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   if config.data.name in ('digits', 'npz', 'synthetic'):
     ignored |= {'data.train_examples', 'data.validation_examples'}
   if config.data.name not in ('tfrecord', 'tfds') or config.data.cache:
-    ignored |= {'data.shuffle_buffer'}
+    ignored |= {'data.shuffle_buffer', 'data.input_shards'}
   if config.data.name in ('digits', 'npz', 'synthetic'):
     ignored |= {'data.deterministic', 'data.preprocessing',
                 'data.max_bad_examples'}
+  if config.runtime.strategy != 'multi_worker_mirrored':
+    ignored |= {'runtime.communication'}
   if config.evaluation.patience is None:
     ignored |= {'evaluation.monitor'}
   if not config.mlperf.log:

@@ -26,7 +26,8 @@ class DataConfig(base_config.Config):
   """What is trained on; `builder` is the TFDS name, null means no limit.
 
   `num_examples` keeps a part of the training set; `train_examples` and
-  `validation_examples` say how many there must be.
+  `validation_examples` say how many there must be. A stream's files are read
+  in `input_shards` parts, so that a worker need not read all of them.
   """
   name: str = 'digits'
   path: str | None = None
@@ -46,6 +47,7 @@ class DataConfig(base_config.Config):
   max_bad_examples: int = 0
   shuffle_buffer: int = 10000
   deterministic: bool = True
+  input_shards: int = 1
 
 
 @dataclasses.dataclass
@@ -157,15 +159,24 @@ class ScheduleConfig(base_config.Config):
 
 @dataclasses.dataclass
 class RuntimeConfig(base_config.Config):
-  """Where and how it runs; changes no result beyond rounding."""
-  strategy: Literal['one_device', 'mirrored'] = 'one_device'
-  num_replicas: int = 1
+  """Where and how it runs; changes no result beyond rounding.
+
+  Null `num_replicas` takes every device (of CPUs, one a process), null
+  `stall_seconds` waits for ever. `on_nan: skip_step` leaves the weights as
+  they are where an update is not finite.
+  """
+  strategy: Literal[
+      'one_device', 'mirrored', 'multi_worker_mirrored', 'tpu'] = 'one_device'
+  num_replicas: int | None = None
+  communication: Literal['auto', 'ring', 'nccl'] = 'auto'
   micro_batches: int = 1
   precision: Literal['float32', 'mixed_bfloat16', 'mixed_float16'] = 'float32'
   reduce_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   deterministic: bool = False
   jit_compile: bool = False
   steps_per_execution: int = 1
+  on_nan: Literal['stop', 'skip_step'] = 'stop'
+  stall_seconds: float | None = 1800.0
 
 
 @dataclasses.dataclass

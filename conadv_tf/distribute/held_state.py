@@ -4,6 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from conadv_tf.distribute import strategies
+
 
 class HeldState:
   """A slot per micro batch for a nest of tensors, on every replica.
@@ -21,9 +23,8 @@ class HeldState:
     """
     self._spec = spec
     self._variables = [
-        tf.Variable(
-            tf.zeros([slots] + s.shape, s.dtype), trainable=False,
-            name=f"held_{i}",
+        strategies.zeros_variable(
+            [slots] + s.shape, s.dtype, trainable=False, name=f"held_{i}",
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         for i, s in enumerate(tf.nest.flatten(spec))]

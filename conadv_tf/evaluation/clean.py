@@ -1,6 +1,7 @@
 """Loss and accuracy over every example of a dataset, each counted once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import itertools
 
 import tensorflow as tf
 
@@ -48,13 +49,20 @@ class Evaluator:
     self._branch = branch
     self._step = tf.function(self._add_batch, autograph=False)
 
-  def __call__(self, dataset: tf.data.Dataset) -> dict[str, float]:
+  def __call__(self,
+               dataset: tf.data.Dataset | tf.distribute.DistributedDataset,
+               elements: int | None = None,
+               between: Callable[[], None] = lambda: None
+               ) -> dict[str, float]:
     """Evaluates every example once.
 
     Args:
       dataset: finite, of (image [b, h, w, c], label [b] or [b, classes],
         weight [b]) with static b. A row of weight 0 is padding, any other is
-        one example. Only the last element may be padded.
+        one example. Only the last element may be padded. Or a distributed
+        dataset of each replica's rows, see `with_positions`.
+      elements: how many of them to take of a distributed dataset.
+      between: called before each.
 
     Returns:
       `loss` and `accuracy` (means), `top_5_accuracy` where there are more
@@ -64,9 +72,12 @@ class Evaluator:
       ValueError: if b is not static.
       InputError: if there are no examples.
     """
-    dataset = _shareable(dataset, self._strategy.num_replicas_in_sync)
+    if elements is None:
+      dataset = self._strategy.experimental_distribute_dataset(
+          _shareable(dataset, self._strategy))
     totals = (tf.zeros([3], tf.int64), tf.zeros([], tf.float64))
-    for element in self._strategy.experimental_distribute_dataset(dataset):
+    for element in itertools.islice(dataset, elements):
+      between()
       totals = self._step(totals, element)
     counts, loss = totals
     examples, correct, in_top = (int(count) for count in counts.numpy())
@@ -110,19 +121,20 @@ class Evaluator:
                  ) -> tuple[tf.Tensor, tf.Tensor]:
     sums = self._strategy.run(self._replica_sums, args=element)
     return tuple(
-        total + self._strategy.reduce(tf.distribute.ReduceOp.SUM, value,
-                                      axis=None)
+        total + tf.cast(self._strategy.reduce(
+            tf.distribute.ReduceOp.SUM, value, axis=None), total.dtype)
         for total, value in zip(totals, sums, strict=True))
 
   def _replica_sums(self, image: tf.Tensor, label: tf.Tensor,
                     weight: tf.Tensor, position: tf.Tensor
                     ) -> tuple[tf.Tensor, tf.Tensor]:
-    """(examples, correct, in top 5) as int64 [3], summed loss as float64."""
+    """(examples, correct, in top 5) as int32 [3], summed loss as float64."""
     outputs = self.logits(self.inputs(image, label, weight, position))
     losses = tf.cast(self._loss(label, outputs), tf.float64)
     counted = weight > 0
     rank = label_rank(label, outputs)
-    counts = [tf.math.count_nonzero(rows) for rows in (
+    # TPUs have no int64 reductions.
+    counts = [tf.reduce_sum(tf.cast(rows, tf.int32)) for rows in (
         counted, counted & (rank < 1), counted & (rank < _TOP))]
     # `where` and not a product: the loss of padding may be infinite.
     loss = tf.reduce_sum(tf.where(counted, losses, tf.zeros_like(losses)))
@@ -163,23 +175,41 @@ def label_rank(label: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
   return tf.reduce_sum(tf.cast(before & (index != label), tf.int32), axis=1)
 
 
-def _shareable(dataset: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+def with_positions(dataset: tf.data.Dataset, rows: int, first: int
+                   ) -> tf.data.Dataset:
+  """Adds each example's position in the whole dataset, int32 [b].
+
+  Args:
+    dataset: of (image, label, weight), static b.
+    rows: of an element over all input pipelines.
+    first: of them are other pipelines' before this one's.
+  """
+  own = dataset.element_spec[0].shape[0]
+
+  def add(number: tf.Tensor, element: tuple[tf.Tensor, ...]
+          ) -> tuple[tf.Tensor, ...]:
+    position = tf.cast(number, tf.int32) * rows + first + tf.range(own)
+    return (*element, position)
+
+  return dataset.enumerate().map(add)
+
+
+def _shareable(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy
+               ) -> tf.data.Dataset:
   """Adds each row's position, and rows so that b divides by the replicas."""
   rows = dataset.element_spec[0].shape[0]
   if rows is None:
     raise ValueError("evaluation needs batches of one static size: pad the "
                      "last one with rows of weight 0")
-  extra = -rows % replicas
+  extra = -rows % strategy.num_replicas_in_sync
 
-  def extend(number: tf.Tensor, element: tuple[tf.Tensor, ...]
-             ) -> tuple[tf.Tensor, ...]:
-    position = tf.cast(number, tf.int32) * rows + tf.range(rows)
+  def extend(*element: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return tuple(
         tf.pad(value, [[0, extra]] + [[0, 0]] * (value.shape.rank - 1))
-        for value in (*element, position))
+        for value in element)
 
   options = tf.data.Options()
   # By examples: sharing out files needs at least one file a worker.
   options.experimental_distribute.auto_shard_policy = (
       tf.data.experimental.AutoShardPolicy.DATA)
-  return dataset.enumerate().map(extend).with_options(options)
+  return with_positions(dataset, rows, 0).map(extend).with_options(options)

@@ -262,7 +262,7 @@ def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
   network = ctx.network
   variables = network.trainable_variables
   terms = {}
-  with tf.name_scope("update"), tf.GradientTape() as tape:
+  with tf.name_scope("forward"), tf.GradientTape() as tape:
     outputs, statistics = network.logits(
         images, segments, routing.Mode.TRAIN, key)
     loss, first = network.regularisation(), 0
@@ -276,8 +276,10 @@ def train(ctx: Context, batch: Batch, adversarial_image: tf.Tensor | None,
       loss += stream.weight * mean
       first += count
     scaled = ctx.scale_loss(loss)
-  gradients = ctx.unscale(tape.gradient(
-      scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+  with tf.name_scope("backward"):
+    gradients = ctx.unscale(tape.gradient(
+        scaled, variables,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO))
   terms["loss"] = loss
   if adversarial_image is not None:
     terms.update(_perturbation_terms(ctx, clean, adversarial_image))

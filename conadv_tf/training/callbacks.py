@@ -5,6 +5,7 @@ A run is one `fit` over all its updates; epochs are positions in it, so that
 """
 
 from collections.abc import Callable
+import logging
 import math
 import sys
 import time
@@ -13,9 +14,12 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf import config as config_lib
+from conadv_tf import exits
 from conadv_tf.training import (
   checkpoint,
+  guards,
   mlperf_log,
+  profiling,
   run_directory,
   stopping,
   summaries,
@@ -70,7 +74,9 @@ class RunCallback(tf.keras.callbacks.Callback):
                seconds: float = 0.0, quiet: bool = False,
                evaluates: bool = True,
                learning_rate: Callable[[int], float] = lambda step: 0.0,
-               log: mlperf_log.MlperfLog | None = None):
+               log: mlperf_log.MlperfLog | None = None,
+               guard: guards.Guard | None = None,
+               profiler: profiling.StepProfiler | None = None):
     """Prepares the callback of one `fit`.
 
     Args:
@@ -85,8 +91,12 @@ class RunCallback(tf.keras.callbacks.Callback):
       evaluates: whether to evaluate before the end as well.
       learning_rate: of an update's index.
       log: told of blocks of epochs and evaluations.
+      guard: says when to stop, and is told of everything that moves.
+      profiler: of some updates.
     """
     super().__init__()
+    self._guard = guard or guards.Guard()
+    self._profiler = profiler
     self._config = config
     self._directory = directory
     self._evaluate = evaluate
@@ -99,13 +109,16 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._steps_per_epoch = config.derived.steps_per_epoch
     self._total = config.derived.total_steps
     self._progress = Progress(self._total, start_step, quiet)
-    self._summaries = summaries.Summaries(directory.path)
+    self._summaries = summaries.Summaries(directory.path, directory.writes)
     self._checkpointed = time.monotonic()
     # The clock runs while updates run, not while evaluating or saving.
     self._clock = time.monotonic()
     self._clock_step = start_step
     self._compiled = False
     self._will_save = False
+    self._count = 0  # updates of the execution that runs
+    self._stopping = False
+    self._nonfinite = 0
     self.speed = 0.0  # clean examples a second since the last record
 
   # ---- Positions.
@@ -132,29 +145,34 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._checkpointed = self._clock = time.monotonic()
     if self._log:
       self._log.start_block(self._step)
+    if self._profiler:
+      self._profiler.begin(self._step, self._next_count())
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Asks for a snapshot before an execution that a checkpoint follows."""
     del batch, logs
-    count = self._next_count()
-    step = self._step + count
-    self._will_save = self._checkpoint_due(step, count)
-    # An evaluation that stops the run, or is its best, is saved as well.
-    may_save = stopping.is_possible(self._config.evaluation) and (
-        self._evaluation_due(step, count))
-    self.model.snapshot_next = self._will_save or may_save
+    self._count = self._next_count()
+    minutes = self._config.checkpoint.every_minutes
+    overdue = minutes is not None and (
+        time.monotonic() - self._checkpointed >= 60 * minutes)
+    overdue, self._stopping = self._guard.any(overdue, self._guard.signalled)
+    if self._stopping:
+      # One update more, since a checkpoint needs the weights before it.
+      self._count = 1
+      self.model.shorten_execution()
+    step = self._step + self._count
+    self._will_save = (
+        overdue or self._stopping or step >= self._total or self._crossed(
+            self._config.checkpoint.every_epochs, step, self._count))
+    # An evaluation may be interrupted, stop the run, or be its best.
+    self.model.snapshot_next = (
+        self._will_save or self._evaluation_due(step, self._count))
+    if self._profiler:
+      self._profiler.before(self._step, self._count)
 
   def _next_count(self) -> int:
     every = self._config.runtime.steps_per_execution
     return min(every, self._total - self._step)
-
-  def _checkpoint_due(self, step: int, count: int) -> bool:
-    options = self._config.checkpoint
-    minutes = options.every_minutes
-    overdue = minutes is not None and (
-        time.monotonic() - self._checkpointed >= 60 * minutes)
-    return (step >= self._total or overdue
-            or self._crossed(options.every_epochs, step, count))
 
   def _evaluation_due(self, step: int, count: int) -> bool:
     options = self._config.evaluation
@@ -164,10 +182,16 @@ class RunCallback(tf.keras.callbacks.Callback):
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
     """Records, evaluates, saves and stops where an epoch or the run ends."""
     del batch
-    count = self._next_count()
-    self._step += count
-    step = self._step
-    self._progress.update(step, logs)
+    self._step += self._count
+    self._guard.tick(f"update {self._step}")
+    self._check_finite(self._step, logs)
+    self._progress.update(self._step, logs)
+    self._finish_execution(self._step, self._count, logs)
+    if self._profiler:
+      self._profiler.after(self._step - self._count, self._count)
+
+  def _finish_execution(self, step: int, count: int,
+                        logs: dict[str, Any]) -> None:
     evaluates = self._evaluation_due(step, count)
     ends_epoch = step >= self._total or self._crossed(1.0, step, count)
     if not (self._will_save or evaluates or ends_epoch or not self._compiled):
@@ -177,17 +201,54 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._stop_clock(step)
     if ends_epoch or evaluates:
       self._record_training(step, values)
-    saves = self._will_save
-    if evaluates:
-      saves |= self._record_evaluation(step, values)
-    # After the record: a run killed in between makes the record again.
-    if saves:
-      self._save(step)
-    if evaluates and self._log and not self._ends(step):
-      self._log.start_block(step)
+    self._evaluate_and_save(step, values, evaluates)
     if ends_epoch:
       self.model.reset_metrics()
     self._clock, self._clock_step = time.monotonic(), step
+
+  def _evaluate_and_save(self, step: int, values: dict[str, float],
+                         evaluates: bool) -> None:
+    """Evaluates and saves where that is due; stops where it was asked to."""
+    saves, pending = self._will_save, None
+    if evaluates and self._stopping and not self._config.mlperf.log:
+      pending = values  # no time for it: it is the first thing on resume
+    elif evaluates:
+      try:
+        saves |= self._record_evaluation(step, values)
+      except (exits.Stop, tf.errors.OpError):
+        if not self._config.mlperf.log:
+          self._save(step, values)
+        raise
+    # After the record: a run killed in between makes the record again.
+    if saves:
+      self._save(step, pending)
+    if self._stopping:
+      raise self._guard.terminated(f"checkpoint of update {step} saved")
+    if evaluates and self._log and not self._ends(step):
+      self._log.start_block(step)
+
+  def _check_finite(self, step: int, logs: dict[str, Any]) -> None:
+    """Stops the run, or counts, where an update was not finite.
+
+    Raises:
+      exits.Diverged: that names the update.
+    """
+    first = int(tf.convert_to_tensor(self.model.nonfinite.first))
+    if first < 0:
+      return
+    if not self.model.nonfinite.skip:
+      saved = self._directory.checkpoints.steps()
+      good = f"that of update {saved[-1]}" if saved else "none"
+      raise exits.Diverged(
+          f"update {first + 1} (epoch {self._epoch(first + 1):.4g}) was not "
+          f"finite, loss {float(logs['loss']):g}; the last good checkpoint is "
+          f"{good}. Lower schedule.peak_lr, or leave such updates out with "
+          "runtime.on_nan=skip_step")
+    count = int(tf.convert_to_tensor(self.model.nonfinite.count))
+    if count > self._nonfinite:
+      logging.warning("%d of the updates up to %d were not finite and left the "
+                      "weights as they were", count, step)
+      self._nonfinite = count
 
   def _ends(self, step: int) -> bool:
     return step >= self._total or self.model.stop_training
@@ -207,6 +268,16 @@ class RunCallback(tf.keras.callbacks.Callback):
     scalars = dict(values, learning_rate=self._learning_rate(step - 1),
                    examples_per_second=self.speed, epoch=self._epoch(step))
     self._summaries.scalars("train", step, scalars)
+
+  def complete(self, values: dict[str, float]) -> None:
+    """Makes the evaluation that an interrupted session left.
+
+    Args:
+      values: training's figures at that update.
+    """
+    saves = self._record_evaluation(self._step, values)
+    if saves and self._step < self._total:
+      self._save(self._step)
 
   def _record_evaluation(self, step: int, values: dict[str, float]) -> bool:
     """Evaluates, and stops the run where that is due.
@@ -239,20 +310,46 @@ class RunCallback(tf.keras.callbacks.Callback):
       self._log.stop_run(step, figures["accuracy"])
     return reason is not None or stopping.best_step(options, records) == step
 
-  def _save(self, step: int) -> None:
-    derived = self._config.derived
+  def _save(self, step: int,
+            pending: dict[str, float] | None = None) -> None:
+    """Writes a checkpoint; a full disk stops the run only at its end.
+
+    Args:
+      step: updates made.
+      pending: training's figures for the evaluation that is still to make.
+    """
+    self._checkpointed = time.monotonic()
+    if not self._directory.writes:
+      return
+    extra = {"seconds": self._seconds,
+             "num_examples": self._config.derived.num_examples}
+    if pending is not None:
+      extra["pending"] = pending
     best = stopping.best_step(
         self._config.evaluation, self._directory.metrics())
-    self._directory.checkpoints.save(
-        step, checkpoint.capture(self.model),
-        {"seconds": self._seconds, "num_examples": derived.num_examples},
-        keep=() if best is None else (best,))
-    self._checkpointed = time.monotonic()
+    try:
+      self._directory.checkpoints.save(
+          step, checkpoint.capture(self.model), extra,
+          keep=() if best is None else (best,))
+    except OSError as error:
+      problem = (f"checkpoint of update {step} not saved in "
+                 f"{self._directory.checkpoints.directory}: {error.strerror}")
+      if self._stopping or self._ends(step):
+        raise config_lib.InputError(
+            f"{problem}; make room and run the same command") from error
+      logging.error("CHECKPOINT NOT SAVED: %s; training goes on", problem)
+    self._guard.tick(f"checkpoint of update {step}")
 
   def on_train_end(self, logs: Any = None) -> None:
     """Flushes TensorBoard's events."""
     del logs
+    self.close()
+
+  def close(self) -> None:
+    """Ends what may be open, also after an error."""
     self._summaries.close()
+    if self._profiler:
+      self._profiler.close()
 
 
 def _summary_line(epoch: float, total: int, record: dict[str, Any]) -> str:

@@ -12,30 +12,42 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from conadv_tf.distribute import strategies
 from conadv_tf.training import batches
 
 
 @dataclasses.dataclass
 class Feed:
-  """A dataset of micro batches and the arguments for Keras's `fit`."""
+  """A dataset of micro batches and the arguments for Keras's `fit`.
 
-  dataset: tf.data.Dataset
+  Attributes:
+    dataset: of (x, y[, weight]).
+    spec: of one replica's part of an element.
+    steps_per_epoch: updates.
+    options: the other arguments.
+  """
+
+  dataset: tf.data.Dataset | tf.distribute.DistributedDataset
+  spec: Any
   steps_per_epoch: int
   options: dict[str, Any]
 
 
 def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
-            pixel_range: tuple[float, float] | None, replicas: int,
-            augments: bool, options: Mapping[str, Any]) -> Feed:
+            pixel_range: tuple[float, float] | None,
+            strategy: tf.distribute.Strategy, augments: bool,
+            options: Mapping[str, Any]) -> Feed:
   """Prepares the data of one `fit` call.
 
   Args:
-    x: a `tf.data.Dataset` of (x, y[, weight]) batches, or an array.
+    x: a `tf.data.Dataset` of (x, y[, weight]) batches, or an array; or a
+      distributed dataset of batches for each replica, which must go on for
+      the steps and what lies ahead of them.
     y: labels, where x is an array.
     lookahead: batches that the method receives ahead, 0 or 1.
     micro_batches: elements per update.
     pixel_range: what image values must span; None does not look at them.
-    replicas: that share an element.
+    strategy: whose replicas share an element.
     augments: whether the method trains on two views of an example.
     options: the other arguments of `fit`.
 
@@ -44,6 +56,8 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
   """
   options = dict(options)
   steps = options.pop("steps_per_epoch", None)
+  if isinstance(x, tf.distribute.DistributedDataset):
+    return _distributed(x, steps, augments, options)
   epochs = options.get("epochs", 1) - options.get("initial_epoch", 0)
   if isinstance(x, tf.data.Dataset):
     dataset = x
@@ -54,10 +68,7 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
   dataset, count = _static(dataset)
   if pixel_range is not None:
     _check_range(dataset, pixel_range)
-  rows = batches.image(dataset.element_spec).shape[0]
-  if rows % replicas:
-    raise ValueError(f"batches of {rows} examples do not divide among "
-                     f"{replicas} replicas")
+  spec = _share(dataset.element_spec, strategy.num_replicas_in_sync)
   ahead = lookahead * micro_batches
   if count == tf.data.INFINITE_CARDINALITY:
     if steps is None:
@@ -80,7 +91,29 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     dataset = once.repeat(epochs).concatenate(once.take(ahead))
   else:
     dataset = dataset.concatenate(dataset.take(ahead))
-  return Feed(dataset, steps, options)
+  return Feed(strategies.shared_out(dataset, strategy), spec, steps, options)
+
+
+def _distributed(dataset: tf.distribute.DistributedDataset, steps: int | None,
+                 augments: bool, options: dict[str, Any]) -> Feed:
+  """A dataset that is shared out already."""
+  if steps is None:
+    raise ValueError("a distributed dataset needs steps_per_epoch")
+  spec = tf.nest.map_structure(  # of the first local replica
+      lambda s: getattr(s, "_value_specs", (s,))[0], dataset.element_spec)
+  batches.check(spec, augments)
+  return Feed(dataset, spec, steps, options)
+
+
+def _share(spec: Any, replicas: int) -> Any:
+  """One replica's part of an element; ValueError if there is none."""
+  rows = batches.image(spec).shape[0]
+  if rows % replicas:
+    raise ValueError(f"batches of {rows} examples do not divide among "
+                     f"{replicas} replicas")
+  return tf.nest.map_structure(
+      lambda s: tf.TensorSpec([s.shape[0] // replicas] + s.shape[1:], s.dtype),
+      spec)
 
 
 def _from_arrays(x: Any, y: Any, options: dict[str, Any]) -> tf.data.Dataset:

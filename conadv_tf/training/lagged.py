@@ -35,5 +35,6 @@ class LaggedWeights:
 
   def shift(self, live: networks.Network) -> None:
     """Drops the oldest set and takes in the live weights; in a replica."""
-    for older, younger in zip(self.sets, self.sets[1:] + [live.variables]):
-      strategies.copy_variables(older, younger)
+    with tf.name_scope("update"):
+      for older, younger in zip(self.sets, self.sets[1:] + [live.variables]):
+        strategies.assign(older, [v.read_value() for v in younger])

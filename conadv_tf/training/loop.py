@@ -33,6 +33,16 @@ class Parts:
         for field in dataclasses.fields(self)))
 
 
+def check_jit(strategy: tf.distribute.Strategy) -> None:
+  """Raises ValueError where the parts cannot be compiled one by one."""
+  if strategy.num_replicas_in_sync > 1 and not (
+      tf.config.list_physical_devices("GPU")):
+    raise ValueError(
+        "jit_compile works on one CPU replica only: XLA reaches neither the "
+        "variables of other logical CPUs nor other workers, and on a TPU it "
+        "compiles everything anyway")
+
+
 class Loop:
   """Runs updates of k micro batches each on every replica."""
 
@@ -60,14 +70,17 @@ class Loop:
     self._many = compiled(self._several)
     # Priming is a call of its own: an optimizer cannot be used inside a
     # conditional under a strategy.
-    self.prime = compiled(
-        lambda iterator: self._each_element(parts.prime, iterator))
+    self.prime = compiled(self._prime)
 
   def run(self, iterator: Iterator, updates: int) -> dict[str, tf.Tensor]:
     """Makes updates; returns the results after the last."""
     if updates == 1:
       return self.one(iterator)
     return self._many(iterator, tf.constant(updates))
+
+  # Not a lambda: TPUStrategy makes names of the caller's, without `<`.
+  def _prime(self, iterator: Iterator) -> tf.Tensor:
+    return self._each_element(self._parts.prime, iterator)
 
   def _one(self, iterator: Iterator) -> dict[str, tf.Tensor]:
     self._update(iterator)
@@ -97,7 +110,7 @@ class Loop:
       fetched = [self._each_element(self._parts.accumulate, iterator)]
       self._strategy.run(self._parts.apply)
     # Where the data have run out, nothing may count as an update.
-    with tf.control_dependencies(fetched):
+    with tf.name_scope("update"), tf.control_dependencies(fetched):
       for counter in self._counters:
         counter.assign_add(1)
 

@@ -15,8 +15,15 @@ class Means:
     loss: the objective's mean.
   """
 
-  def __init__(self, optimizer: tf.keras.optimizers.Optimizer):
-    """Creates the loss's mean."""
+  def __init__(self, optimizer: tf.keras.optimizers.Optimizer,
+               skip_nonfinite: bool):
+    """Creates the loss's mean.
+
+    Args:
+      optimizer: whose trust ratios are shown, if it has any.
+      skip_nonfinite: leaves terms out that are not finite.
+    """
+    self._skip = skip_nonfinite
     self.loss = tf.keras.metrics.Mean("loss")
     self._optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     self._by_name = {"loss": self.loss}
@@ -39,6 +46,10 @@ class Means:
   def add_terms(self, terms: dict[str, tf.Tensor], weight: tf.Tensor) -> None:
     """Adds one virtual replica's terms; in replica context."""
     for name, value in terms.items():
+      if self._skip:
+        is_finite = tf.math.is_finite(value)
+        value = tf.where(is_finite, value, 0.0)
+        weight = tf.where(is_finite, weight, 0.0)
       self._by_name[name].update_state(value, weight)
 
   def add_update(self, gradients: Sequence[tf.Tensor],

@@ -19,8 +19,11 @@ class Perturb:
       batch = methods.Batch(images, labels, tf.ones([rows]))
       return methods.make_adversary(ctx, batch, rows)
 
-    self._run = tf.function(
-        lambda *args: self._strategy.run(attack, args=args), autograph=False)
+    # Not a lambda: TPUStrategy makes names of the caller's, without `<`.
+    def run(*args: tf.Tensor) -> tf.Tensor:
+      return self._strategy.run(attack, args=args)
+
+    self._run = tf.function(run, autograph=False)
 
   def __call__(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Attacks a batch.

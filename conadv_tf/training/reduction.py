@@ -44,10 +44,11 @@ class Packing:
   def pack(self, gradients: Sequence[tf.Tensor], statistics: tf.Tensor,
            share: tf.Tensor) -> tf.Tensor:
     """One vector [size] of `dtype`."""
-    flat = [tf.reshape(g, [-1]) for g in gradients]
-    flat = tf.cast(tf.concat(flat + [statistics], axis=0), self.dtype)
-    share = tf.cast(share, self.dtype)
-    return tf.concat([flat * share, tf.reshape(share, [1])], axis=0)
+    with tf.name_scope("reduction"):
+      flat = [tf.reshape(g, [-1]) for g in gradients]
+      flat = tf.cast(tf.concat(flat + [statistics], axis=0), self.dtype)
+      share = tf.cast(share, self.dtype)
+      return tf.concat([flat * share, tf.reshape(share, [1])], axis=0)
 
   def all_reduce(self, total: tf.Tensor) -> tf.Tensor:
     """Sums vectors [size] over the replicas; in replica context.
@@ -72,8 +73,9 @@ class Packing:
     Returns:
       (gradients, statistics).
     """
-    share = tf.maximum(total[-1], tf.cast(1e-30, self.dtype))
-    mean = tf.cast(total[:-1] / share, tf.float32)
-    parts = tf.split(mean, self._sizes[:-1])
-    gradients = [tf.reshape(p, s) for p, s in zip(parts, self._shapes)]
-    return gradients, parts[-1]
+    with tf.name_scope("reduction"):
+      share = tf.maximum(total[-1], tf.cast(1e-30, self.dtype))
+      mean = tf.cast(total[:-1] / share, tf.float32)
+      parts = tf.split(mean, self._sizes[:-1])
+      gradients = [tf.reshape(p, s) for p, s in zip(parts, self._shapes)]
+      return gradients, parts[-1]

@@ -24,17 +24,20 @@ from conadv_tf.training import checkpoint
 class RunDirectory:
   """One run's files."""
 
-  def __init__(self, path: str, keep: int = 3):
+  def __init__(self, path: str, keep: int = 3, writes: bool = True):
     """Looks at `path`; writes nothing.
 
     Args:
       path: model_dir; need not exist.
       keep: checkpoints to keep.
+      writes: False on all workers but the chief, which only read, once, what
+        is there at the start, and remember what the chief writes.
 
     Raises:
       InputError: if the path is a file, or a directory of something else.
     """
     self.path = path
+    self.writes = writes
     if os.path.exists(path) and not os.path.isdir(path):
       raise config_lib.InputError(
           f"model_dir {path} is a file; name a directory")
@@ -45,6 +48,7 @@ class RunDirectory:
           f"model_dir {path} is not empty and holds no params.yaml, so it is "
           "no run of ours; name another directory")
     self.checkpoints = checkpoint.Checkpoints(self.file("checkpoints"), keep)
+    self._records: list[dict[str, Any]] | None = None
 
   def file(self, *parts: str) -> str:
     """A path inside the directory."""
@@ -78,6 +82,9 @@ class RunDirectory:
     Raises:
       InputError: if another run is in, or the directory cannot be written.
     """
+    if not self.writes:
+      yield
+      return
     created = not os.path.isdir(self.path)
     try:
       os.makedirs(self.path, exist_ok=True)
@@ -110,6 +117,8 @@ class RunDirectory:
         written there.
     """
     self.check(config)
+    if not self.writes:
+      return
     try:
       os.makedirs(self.path, exist_ok=True)
       config_lib.save(config, self.file("params.yaml"))
@@ -120,11 +129,21 @@ class RunDirectory:
 
   def append_metrics(self, record: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
-    with open(self.file("metrics.jsonl"), "a", encoding="utf-8") as file:
-      file.write(json.dumps(record) + "\n")
+    if not self.writes:
+      self.metrics().append(record)
+    else:
+      with open(self.file("metrics.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
   def metrics(self) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a torn last line is left out."""
+    if self.writes:
+      return self._read_metrics()
+    if self._records is None:
+      self._records = self._read_metrics()
+    return self._records
+
+  def _read_metrics(self) -> list[dict[str, Any]]:
     path = self.file("metrics.jsonl")
     if not os.path.exists(path):
       return []
@@ -143,14 +162,15 @@ class RunDirectory:
 
   def cut_metrics(self, step: int) -> None:
     """Removes what was recorded after `step`: it will be made again."""
-    kept = [r for r in self.metrics() if r["step"] <= step]
-    if os.path.exists(self.file("metrics.jsonl")):
+    kept = self._records = [r for r in self.metrics() if r["step"] <= step]
+    if self.writes and os.path.exists(self.file("metrics.jsonl")):
       self._replace("metrics.jsonl",
                     "".join(json.dumps(r) + "\n" for r in kept))
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes results.json, which marks the run as finished."""
-    self._replace("results.json", json.dumps(results, indent=2) + "\n")
+    if self.writes:
+      self._replace("results.json", json.dumps(results, indent=2) + "\n")
 
   def results(self) -> dict[str, Any] | None:
     """results.json of a finished run, else None."""
@@ -169,7 +189,7 @@ class RunDirectory:
 
   def remove_results(self) -> None:
     """For a finished run that goes on."""
-    if os.path.exists(self.file("results.json")):
+    if self.writes and os.path.exists(self.file("results.json")):
       os.remove(self.file("results.json"))
 
   def _replace(self, name: str, text: str) -> None:

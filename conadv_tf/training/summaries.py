@@ -1,5 +1,8 @@
 """TensorBoard events of a run: scalars and pictures."""
 
+from collections.abc import Iterator
+import contextlib
+import logging
 import os
 
 import tensorflow as tf
@@ -8,20 +11,33 @@ import tensorflow as tf
 class Summaries:
   """Writers for `train/` and `validation/` under the run directory."""
 
-  def __init__(self, directory: str):
-    """Writers are opened when first used."""
+  def __init__(self, directory: str, writes: bool = True):
+    """Writers are opened when first used; without `writes` never."""
+    self._writes = writes
     self._directory = directory
     self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
-  def _writer(self, split: str) -> tf.summary.SummaryWriter:
-    if split not in self._writers:
-      self._writers[split] = tf.summary.create_file_writer(
-          os.path.join(self._directory, split))
-    return self._writers[split]
+  @contextlib.contextmanager
+  def _writing(self, split: str, step: int) -> Iterator[None]:
+    """Events go to this writer; a full disk costs them and no more."""
+    if not self._writes:
+      with tf.summary.record_if(False):
+        yield
+      return
+    try:
+      if split not in self._writers:
+        self._writers[split] = tf.summary.create_file_writer(
+            os.path.join(self._directory, split))
+      with self._writers[split].as_default(step=step):
+        yield
+        self._writers[split].flush()
+    except tf.errors.OpError as error:
+      logging.warning("TensorBoard events of update %d are lost: %s", step,
+                      error.message)
 
   def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
     """Writes scalars at an update; names as in the logs of `fit`."""
-    with self._writer(split).as_default(step=step):
+    with self._writing(split, step):
       for name, value in values.items():
         tf.summary.scalar(name, value)
 
@@ -46,7 +62,7 @@ class Summaries:
         rows.shape[1] < 64) else rows
     if rows.shape[-1] not in (1, 3, 4):
       return
-    with self._writer("train").as_default(step=step):
+    with self._writing("train", step):
       tf.summary.image("clean, perturbation, adversarial",
                        tf.clip_by_value(rows, 0.0, 1.0),
                        max_outputs=rows.shape[0])
@@ -54,4 +70,5 @@ class Summaries:
   def close(self) -> None:
     """Writes out what is buffered."""
     for writer in self._writers.values():
-      writer.close()
+      with contextlib.suppress(tf.errors.OpError):
+        writer.close()

@@ -13,6 +13,7 @@ from conadv_tf.objectives import per_example
 from conadv_tf.training import (
     batches,
     feeding,
+    finite,
     lagged,
     loop,
     means,
@@ -37,6 +38,7 @@ class Trainer(split_model.SplitModel):
     method: the training method.
     attack: the attack with the method's defaults filled in.
     step_counter: int64 variable, weight updates so far.
+    nonfinite: which updates were not finite.
     snapshot_next: set before an execution that a checkpoint follows.
     snapshot: then the weights that made the held adversaries, for it.
   """
@@ -47,7 +49,7 @@ class Trainer(split_model.SplitModel):
                pixel_range: tuple[float, float] = (0.0, 1.0), seed: int = 0,
                micro_batches: int = 1, deterministic: bool = False,
                reduce_dtype: str = "float32", bn_group_size: int = 1,
-               name: str = "trainer"):
+               skip_nonfinite: bool = False, name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
     Args:
@@ -64,6 +66,8 @@ class Trainer(split_model.SplitModel):
       reduce_dtype: of gradients on their way between replicas.
       bn_group_size: neighbouring replicas that share batch statistics in
         training (never in attacks); 0 means all.
+      skip_nonfinite: whether an update whose gradients are not finite
+        leaves the weights as they are.
       name: of the Keras model.
 
     Raises:
@@ -91,12 +95,10 @@ class Trainer(split_model.SplitModel):
       copies = self.method.lagged_copies
       self.lagged = (lagged.LaggedWeights(self.network, copies) if copies
                      else None)
-    self._packing = None
-    self._accumulator = None
-    self._held = None
-    self._element_spec = None
-    self._primed = False
-    self._fed = False
+      self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
+    self._packing = self._accumulator = None
+    self._held = self._element_spec = None
+    self._primed = self._fed = False
     self.snapshot_next = False
     self.snapshot: list[Any] = []
     self._restored: list[Any] = []
@@ -134,12 +136,11 @@ class Trainer(split_model.SplitModel):
             "tf.keras.optimizers.Optimizer; legacy optimizers are not "
             "supported")
       self.optimizer.build(self.network.trainable_variables)
-      self._means = means.Means(self.optimizer)
-    replicas = self.distribute_strategy.num_replicas_in_sync
-    if self.jit_compile and replicas > 1 and not (
-        tf.config.list_physical_devices("GPU")):
-      raise ValueError("jit_compile works on one CPU replica only; XLA cannot "
-                       "reach the variables of other logical CPUs")
+      self._means = means.Means(self.optimizer, self.nonfinite.skip)
+    self._scales_loss = isinstance(
+        self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+    if self.jit_compile:
+      loop.check_jit(self.distribute_strategy)
 
   @property
   def metrics(self) -> list[tf.keras.metrics.Metric]:
@@ -173,10 +174,10 @@ class Trainer(split_model.SplitModel):
         x, y, lookahead=self.method.lookahead,
         micro_batches=self.micro_batches,
         pixel_range=self.pixel_range if self.method.attacks else None,
-        replicas=self.distribute_strategy.num_replicas_in_sync,
+        strategy=self.distribute_strategy,
         augments=self.method.augments,
         options=dict(kwargs, batch_size=batch_size))
-    self._prepare_state(feed.dataset.element_spec)
+    self._prepare_state(feed.spec)
     if self.lagged and not self._resumes:
       self.lagged.reset(self.network)
     if self._accumulator is not None:  # an earlier fit may have stopped midway
@@ -217,11 +218,9 @@ class Trainer(split_model.SplitModel):
     """
     replica = tf.distribute.get_replica_context()
     step = tf.cast(self.step_counter.read_value(), tf.int32)
-    scale = isinstance(self.optimizer,
-                       tf.keras.mixed_precision.LossScaleOptimizer)
     options = dict(scale_loss=self.optimizer.get_scaled_loss,
                    unscale=self.optimizer.get_unscaled_gradients
-                   ) if scale else {}
+                   ) if self._scales_loss else {}
     return methods.Context(
         network=self.network, attack_network=attack_network,
         attack=self.attack, loss=self._per_example_loss, seed=self.seed,
@@ -244,19 +243,15 @@ class Trainer(split_model.SplitModel):
     result = self.method.step(ctx, batch, held)
     if self._held:
       self._held.write(element, result.held)
-    self._update_metrics(result)
+    self._means.add_terms(result.terms, tf.reduce_sum(result.batch.weight))
+    self.compiled_metrics.update_state(
+        result.batch.label, result.outputs, result.batch.weight)
     return result
 
   def _prime_step(self, data: Any, element: tf.Tensor) -> None:
     ctx = self.context(element, 0, self.attack_network)
     self._held.write(element, self.method.prime(
         ctx, batches.batch(data, self._element_spec)))
-
-  def _update_metrics(self, result: methods.StepResult) -> None:
-    weight = tf.reduce_sum(result.batch.weight)
-    self._means.add_terms(result.terms, weight)
-    self.compiled_metrics.update_state(
-        result.batch.label, result.outputs, result.batch.weight)
 
   # ---- One update.
 
@@ -289,32 +284,32 @@ class Trainer(split_model.SplitModel):
   def _reduce(self, total: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
     replica = tf.distribute.get_replica_context()
     if replica.num_replicas_in_sync > 1:
-      with tf.name_scope("allreduce"):
+      with tf.name_scope("reduction"):
         total = self._packing.all_reduce(total)
     return self._packing.unpack(total)
 
-  def _apply(self, gradients: list[tf.Tensor],
-             statistics: tf.Tensor) -> None:
+  def _apply(self, gradients: list[tf.Tensor], statistics: tf.Tensor) -> None:
     """Shifts lagged copies, then moves statistics and weights."""
     if self.lagged:
       self.lagged.shift(self.network)
     rows = batches.image(self._element_spec).shape[0]
     variables = self.network.trainable_variables
-    with tf.name_scope("apply"):
+    guarded = finite.changed_by_an_update(self.network, self.optimizer)
+    with tf.name_scope("update"):
+      before = self.nonfinite.read(guarded)
       self._means.add_update(gradients, variables)
       self.network.update_statistics(statistics, self.method.segments(rows))
       self.optimizer.apply_gradients(zip(gradients, variables),
                                      skip_gradients_aggregation=True)
+      if not self._scales_loss:  # else overflows are expected and skipped
+        is_finite = self.nonfinite.check(
+            gradients, statistics, self.step_counter.read_value())
+        self.nonfinite.put_back(is_finite, guarded, before)
 
   # ---- The loop.
 
   def _prepare_state(self, spec: Any) -> None:
-    """Creates what depends on the shape of a micro batch, once."""
-    strategy = self.distribute_strategy
-    replicas = strategy.num_replicas_in_sync
-    spec = tf.nest.map_structure(
-        lambda s: tf.TensorSpec([s.shape[0] // replicas] + s.shape[1:],
-                                s.dtype), spec)
+    """Creates what depends on the shape of a replica's element, once."""
     if self._element_spec == spec:
       return
     self._element_spec = spec
@@ -325,7 +320,7 @@ class Trainer(split_model.SplitModel):
     self._packing = reduction.Packing(
         shapes, self.network.statistics_size(segments), self.deterministic,
         self.reduce_dtype)
-    with strategy.scope():
+    with self.distribute_strategy.scope():
       if not self.compiled_metrics.built:  # else the first trace makes them
         self.compiled_metrics.build(
             tf.zeros([rows, *self.network.output_shape[1:]]),
@@ -375,6 +370,10 @@ class Trainer(split_model.SplitModel):
                        for v in self.attack_network.variables]
       count = 1
     return self._loop.run(iterator, count)
+
+  def shorten_execution(self) -> None:
+    """Makes the next execution one update; for the last of a `fit`."""
+    self._steps_per_execution.assign(1)
 
   # ---- Held state across checkpoints.
 

@@ -56,7 +56,7 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('method.pairing=same_batc', ['mean same_batch?']),
     ('method.bn_branches=4', ['method.bn_branches: expected one of 1, 2, 3']),
     ('method.bn_branches=true', ['method.bn_branches', 'got true']),
-    ('runtime.strategy=tpu', ['runtime.strategy: expected one of']),
+    ('runtime.strategy=horovod', ['runtime.strategy: expected one of']),
     ('runtime.precision=float16', ['runtime.precision', 'mixed_float16']),
     ('data.augment=flip', ['data.augment: expected one of']),
     ('optimizer.name=adam', ['optimizer.name', 'did you mean adamw?']),

@@ -96,7 +96,8 @@ def test_saving_and_loading_gives_an_equal_config(
     tmp_path: pathlib.Path, args: dict[str, Any] | None) -> None:
   original = config.ExperimentConfig()
   original.override({
-      'seed': 3, 'model': {'args': args}, 'attack': {'random_start': 1e-5},
+      'seed': 3, 'model': {'args': args}, 'runtime': {'num_replicas': 2,
+      'strategy': 'mirrored'}, 'attack': {'random_start': 1e-5},
       'schedule': {'boundaries': [1.0, 2.5], 'peak_lr': 31.2},
       'evaluation': {'attacks': ['pgd20', 'no']}})
   path = str(tmp_path / 'new' / 'params.yaml')

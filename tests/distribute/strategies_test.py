@@ -40,7 +40,7 @@ def test_copies_of_every_kind_of_variable(
     def replica() -> None:
       number = tf.distribute.get_replica_context().replica_id_in_sync_group
       sources[1].assign_add(tf.fill([2], 10. * tf.cast(number, tf.float32)))
-      strategies.copy_variables(targets, sources)
+      strategies.assign(targets, [s.read_value() for s in sources])
     mirrored.run(replica)
 
   copy()

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 import logging
+import types
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from conadv_tf.training import feeding
 from tests.methods import running
 
 _X, _Y = running.IMAGES, running.LABELS
-_FEED = dict(lookahead=0, micro_batches=1, pixel_range=(0., 1.), replicas=1,
-             augments=False)
+_FEED = dict(lookahead=0, micro_batches=1, pixel_range=(0., 1.),
+             strategy=tf.distribute.get_strategy(), augments=False)
 
 
 def _numbered(batches: int, rows: int = 4, remainder: int = 0
@@ -177,7 +178,8 @@ def test_uint8_images_are_fine_with_their_range() -> None:
 
 def test_batches_must_divide_among_the_replicas() -> None:
   with pytest.raises(ValueError, match='4 examples.*3 replicas'):
-    feeding.prepare(_numbered(3), None, options={}, **{**_FEED, 'replicas': 3})
+    feeding.prepare(_numbered(3), None, options={}, **{
+        **_FEED, 'strategy': types.SimpleNamespace(num_replicas_in_sync=3)})
 
 
 def test_too_few_micro_batches_are_an_error() -> None:

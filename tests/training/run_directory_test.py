@@ -3,6 +3,7 @@ import pathlib
 import pytest
 
 from conadv_tf import config
+from conadv_tf.distribute import strategies
 from conadv_tf.training import run_directory
 from tests import tiny
 
@@ -108,8 +109,10 @@ def test_results_are_read_back(tmp_path: pathlib.Path) -> None:
 def test_virtual_replicas_stay(
     caplog: pytest.LogCaptureFixture, before: str, now: str, expected: int,
     warning: str) -> None:
-  resumed = tiny.load(now)
-  run_directory.keep_virtual_replicas(tiny.load(before), resumed)
+  saved, resumed = tiny.load(before), tiny.load(now)
+  for loaded in (saved, resumed):
+    strategies.plan(loaded.runtime, strategies.ALONE)
+  run_directory.keep_virtual_replicas(saved, resumed)
   assert resumed.runtime.micro_batches == expected
   assert warning in caplog.text
   assert len(caplog.records) == bool(warning)

@@ -1,0 +1,77 @@
+"""Updates that are not finite: found on the device, told to the host.
+
+Under XLA `tf.debugging.check_numerics` is silently dropped, so the step hands
+out a flag.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from conadv_tf.distribute import strategies
+from conadv_tf.layers import network as networks
+
+
+class FiniteUpdates:
+  """Remembers the first update whose gradients were not finite.
+
+  Attributes:
+    first: int64 variable, that update's index, or -1.
+    count: int64 variable, how many there were.
+  """
+
+  def __init__(self, skip: bool):
+    """Creates the variables under the current strategy's scope.
+
+    Args:
+      skip: whether such an update leaves the variables as they are.
+    """
+    self.skip = skip
+    self.first, self.count = (
+        tf.Variable(initial, dtype=tf.int64, trainable=False, name=name,
+                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+        for initial, name in ((-1, "first_nonfinite"), (0, "nonfinite")))
+
+  def check(self, gradients: Sequence[tf.Tensor], statistics: tf.Tensor,
+            step: tf.Tensor) -> tf.Tensor:
+    """Whether reduced gradients and statistics are finite; in a replica.
+
+    Args:
+      gradients: equal on all replicas.
+      statistics: packed, equal on all replicas.
+      step: int, the update's index.
+
+    Returns:
+      bool [].
+    """
+    finite = tf.reduce_all(tf.stack([
+        tf.reduce_all(tf.math.is_finite(x)) for x in (*gradients, statistics)]))
+    first = self.first.read_value()
+    strategies.assign([self.first, self.count], [
+        tf.where(finite | (first >= 0), first, tf.cast(step, tf.int64)),
+        self.count.read_value() + tf.cast(~finite, tf.int64)])
+    return finite
+
+  def read(self, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """The values to come back to; none where nothing is skipped."""
+    return [v.read_value() for v in variables] if self.skip else []
+
+  def put_back(self, finite: tf.Tensor, variables: Sequence[tf.Variable],
+               values: Sequence[tf.Tensor]) -> None:
+    """Takes an update back that was not finite; in a replica.
+
+    An optimizer can take no part in a `tf.cond` under a strategy, hence the
+    selection between old and new values.
+    """
+    if self.skip:
+      strategies.assign(variables, [
+          tf.where(finite, v.read_value(), old)
+          for v, old in zip(variables, values, strict=True)])
+
+
+def changed_by_an_update(
+    network: networks.Network, optimizer: tf.keras.optimizers.Optimizer
+) -> list[tf.Variable]:
+  """Weights, statistics and slots; the count of updates goes on."""
+  return network.variables + [
+      v for v in optimizer.variables if v is not optimizer.iterations]

@@ -1,0 +1,64 @@
+"""SIGTERM and Ctrl-C as a wish to stop, so that work can be saved first.
+
+A preempted machine sends SIGTERM. TensorFlow's own handler does nothing on
+TPU VMs, and a multi-worker process swallows the signal altogether unless a
+handler is installed after the strategy was made.
+"""
+
+import os
+import signal
+import threading
+from typing import Any
+
+from conadv_tf import exits
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+  """A context in which the signals are noticed.
+
+  Outside of updates there is nothing to save, and the first signal raises
+  `exits.Terminated`. While `deferred` is set it is only remembered. A second
+  one ends the process at once.
+
+  Attributes:
+    deferred: set while updates are made.
+    signum: of the signal that came, or None.
+  """
+
+  def __init__(self) -> None:
+    self.deferred = False
+    self.signum: int | None = None
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> "Interruption":
+    """Installs the handlers; only the main thread can, others go without."""
+    if threading.current_thread() is threading.main_thread():
+      self._previous = {
+          s: signal.signal(s, self._handle) for s in _SIGNALS}
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    """Puts the previous handlers back."""
+    for signum, handler in self._previous.items():
+      signal.signal(signum, handler)
+
+  def terminated(self, message: str) -> exits.Terminated:
+    """The error that ends the process for the signal that came.
+
+    Another worker may have got it: then it counts as SIGTERM.
+    """
+    signum = self.signum or signal.SIGTERM
+    return exits.Terminated(
+        f"{message} after {signal.Signals(signum).name}; the same command "
+        "goes on from there", signum)
+
+  def _handle(self, signum: int, frame: Any) -> None:
+    del frame
+    if self.signum is not None:
+      signal.signal(signum, signal.SIG_DFL)
+      os.kill(os.getpid(), signum)
+    self.signum = signum
+    if not self.deferred:
+      raise self.terminated("stopped")
