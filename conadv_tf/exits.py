@@ -6,7 +6,7 @@
 | 1 | crashed | yes, once |
 | 2 | unusable input, one line says which | after mending it |
 | 3 | diverged: weights or loss are not finite | with other settings |
-| 75 | a peer was lost, or nothing moved for too long | yes |
+| 75 | a peer was lost, or nothing moved for too long (1 where TensorFlow held the interpreter meanwhile) | yes |
 | 128 + n | signal n; after SIGTERM (143) and Ctrl-C (130) a checkpoint is saved | yes |
 
 A supervisor restarts whatever has no code in `FINAL`.

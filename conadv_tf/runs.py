@@ -100,19 +100,21 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
       model_dir, config.checkpoint.keep, machines.is_chief)
   profiler = profile_steps and profiling.StepProfiler(
       directory.path, *profiling.parse_steps(profile_steps))
-  with (watchdog.Watchdog(config.runtime.stall_seconds) as watch,
-        directory.locked()):
-    session = _Session(directory, evaluates, quiet or not machines.is_chief,
-                       machines, watch, profiler if machines.is_chief else None)
+  with directory.locked():
+    session = _Session(
+        directory, evaluates, quiet or not machines.is_chief, machines,
+        watchdog.Watchdog(config.runtime.stall_seconds),
+        profiler if machines.is_chief else None)
     saved = _check(config, session)
     if machines.cluster:
       cluster.meet(machines.cluster, _digest(config, model_dir), peer_timeout)
     # The handlers come after the strategy, whose own would swallow signals.
-    strategies.connect(config.runtime, machines)
-    if profiler_port:
-      profiling.serve(profiler_port)
-    with interruption.Interruption() as stop, _naming_lost_peers(machines):
-      return _run(config, session, saved, stop)
+    with session.watch:
+      strategies.connect(config.runtime, machines)
+      if profiler_port:
+        profiling.serve(profiler_port)
+      with interruption.Interruption() as stop, _naming_lost_peers(machines):
+        return _run(config, session, saved, stop)
 
 
 @dataclasses.dataclass
@@ -142,9 +144,12 @@ def _naming_lost_peers(machines: strategies.Machines) -> Iterator[None]:
   except _LOST as error:
     if not machines.cluster:
       raise
-    reason = (error.message or type(error).__name__).splitlines()[0]
+    # The cause comes last, after a stack.
+    reasons = [line.strip() for line in (error.message or "").splitlines()
+               if line.strip() and "[[" not in line]
+    reason = reasons[-1][:200] if reasons else type(error).__name__
     raise exits.PeerLost(
-        f"lost another worker ({reason[:200]}); start all workers again with "
+        f"lost another worker ({reason}); start all workers again with "
         "the same command, which goes on from the last checkpoint") from error
 
 

@@ -1,10 +1,10 @@
 """Checkpoints that a crash cannot lose and damage cannot hide.
 
 A checkpoint is a directory `step-00000123` with `state.npz` (all arrays, no
-pickle) and `manifest.json` (step, sizes, SHA-256 of the files). It is written
-under a temporary name and renamed when complete, so that a kill at any moment
-leaves the previous one as it was. Reading verifies the checksums and falls
-back to the one before, loudly.
+pickle) and `manifest.json` (step, SHA-256 of the file and of itself). It is
+written under a temporary name and renamed when complete, so that a kill at any
+moment leaves the previous one as it was. Reading verifies the checksums and
+falls back to the one before, loudly.
 """
 
 from collections.abc import Collection
@@ -86,6 +86,7 @@ class Checkpoints:
         os.fsync(file.fileno())
       manifest = {"format": _FORMAT, "step": step, "files": {
           _STATE: _sha256(os.path.join(temporary, _STATE))}, "extra": extra}
+      manifest["sha256"] = _own_sha256(manifest)
       with open(os.path.join(temporary, _MANIFEST), "w",
                 encoding="utf-8") as file:
         json.dump(manifest, file, indent=2)
@@ -133,6 +134,9 @@ class Checkpoints:
       manifest = json.load(file)
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
       raise ValueError("not a manifest of this version")
+    # The first ones had no checksum of their own.
+    if manifest.pop("sha256", None) not in (None, _own_sha256(manifest)):
+      raise ValueError(f"{_MANIFEST} does not match its checksum")
     if manifest["step"] != step:
       raise ValueError(f"the manifest says step {manifest['step']}")
     state_path = os.path.join(path, _STATE)
@@ -149,6 +153,11 @@ class Checkpoints:
     for name in os.listdir(self.directory):
       if name.startswith("tmp-"):
         shutil.rmtree(os.path.join(self.directory, name))
+
+
+def _own_sha256(manifest: dict[str, Any]) -> str:
+  return hashlib.sha256(
+      json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: str) -> str:

@@ -20,7 +20,8 @@ class Interruption:
 
   Outside of updates there is nothing to save, and the first signal raises
   `exits.Terminated`. While `deferred` is set it is only remembered. A second
-  one ends the process at once.
+  Ctrl-C ends the process at once; a second SIGTERM does not, since a machine
+  that shuts down sends it to every process and a launcher passes it on.
 
   Attributes:
     deferred: set while updates are made.
@@ -57,8 +58,10 @@ class Interruption:
   def _handle(self, signum: int, frame: Any) -> None:
     del frame
     if self.signum is not None:
-      signal.signal(signum, signal.SIG_DFL)
-      os.kill(os.getpid(), signum)
+      if signum == signal.SIGINT:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+      return
     self.signum = signum
     if not self.deferred:
       raise self.terminated("stopped")

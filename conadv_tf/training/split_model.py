@@ -30,6 +30,9 @@ class SplitModel(tf.keras.Model):
       super().__init__(name=name, dtype=model.dtype_policy, autocast=False)
       self.network = networks.Network(model, branches, bn_group_size)
     self.built = True
+    # Metrics are aggregated when they are read; Keras would add up what
+    # several workers have read, where not all metrics are among the logs.
+    self.distribute_reduction_method = "first"
 
   def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
     """Clean branch, moving statistics, whatever `training` says."""

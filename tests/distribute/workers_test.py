@@ -1,0 +1,64 @@
+"""The same weights on one device, two, and in two and three processes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distribute import arrangements
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+_ARRANGEMENTS = {
+    # name: strategy, replicas, workers, cases (a trace costs seconds)
+    "two devices": ("mirrored", 2, 1, arrangements.METHODS),
+    "two workers": ("multi_worker_mirrored", 2, 2, arrangements.ALL),
+    "three workers": ("multi_worker_mirrored", 3, 3, arrangements.METHODS),
+}
+
+
+def _results(folder: pathlib.Path, name: str, strategy: str, replicas: int,
+             workers: int, cases: list[str]) -> dict[str, Any]:
+  command = [sys.executable, "-m", "tests.distribute.arrangements",
+             str(folder), name, strategy, str(replicas), *cases]
+  if workers > 1:
+    command = [sys.executable, "-m", "tools.local_cluster",
+               f"--workers={workers}", "--", *command]
+  # Another number of threads sums in another order.
+  environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1",
+                 "TF_NUM_INTEROP_THREADS": "2"}
+  done = subprocess.run(command, cwd=_REPOSITORY, env=environment,
+                        capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads((folder / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+  return _results(tmp_path_factory.mktemp("one"), "one device", "one_device",
+                  1, 1, arrangements.ALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _ARRANGEMENTS)
+def test_equal_weights_and_figures(
+    name: str, one_device: dict[str, Any], tmp_path: pathlib.Path) -> None:
+  found = _results(tmp_path, name, *_ARRANGEMENTS[name])
+  assert list(found) == _ARRANGEMENTS[name][-1]
+  for case in found:
+    expected = one_device[case]
+    weights, reference = (
+        np.array(r[case]["weights"]) for r in (found, one_device))
+    # In 16 bits the sum between replicas is another one than within.
+    limit = {"deterministic": 0.0, "skipping": 1e-2}.get(case, 1e-5)
+    assert np.abs(weights - reference).max() <= limit, case
+    assert np.abs(reference).max() > 0.1
+    for figure, value in expected["figures"].items():
+      assert found[case]["figures"][figure] == pytest.approx(
+          value, abs=1e-2 if case == "skipping" else 1e-5), (case, figure)
+  assert one_device["conadv"]["figures"]["examples"] == found["conadv"][
+      "figures"]["examples"] > 0
