@@ -1,51 +1,51 @@
-"""Step times, side by side: `python -m tools.benchmark --output=FILE.json`.
+"""Step times, side by side.
 
-All rows run in one process on the same batch, interleaved round by round, so
-that a drift of the machine's speed hits all alike. What is quoted are medians
-and, round by round, ratios to another row with their quartiles.
+    python -m tools.benchmark [--output=FILE.json]
+    python -m tools.benchmark scaling [--output=FILE.json] [--quick]
+
+Without a verb all methods are measured beside hand-written steps in one
+process, on the same batch. `scaling` measures 1 and 2 worker processes with a
+core each beside plain Keras's, see tools/benchmark_scaling.py.
+
+All rows are interleaved round by round, so that a drift of the machine's speed
+hits all alike. What is quoted are medians and, round by round, ratios to
+another row with their quartiles.
 """
 
 from collections.abc import Callable
 import json
 import os
 import platform
+import sys
 import time
 
-from absl import app, flags
+from absl import flags
+
+from conadv_tf import command_line
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _MODEL = flags.DEFINE_string("model", "resnet20", "A model for 32x32 images.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Clean examples a step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds after the warm-up.")
-_STEPS = flags.DEFINE_integer("steps", 2, "Steps of each row in a round.")
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 256, "Clean examples a step; of one worker, by default 64, "
+    "for scaling.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds after the warm-up.",
+                               lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 2, "Steps of each row in a round.",
+                              lower_bound=1)
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "Small defaults, to see whether scaling works at all.")
+_SCALING = {"batch_size": 64}
+_SCALING_QUICK = {"batch_size": 8, "model": "resnet8", "rounds": 2, "steps": 1}
 
 Step = Callable[[], object]
-
-
-def trainer_step(method: object, data: object, model: object) -> Step:
-  """One execution of what `Trainer.fit` calls for every update."""
-  import conadv_tf as ca
-  trainer = ca.Trainer(model, method, ca.attacks.Pgd(radius=4),
-                       pixel_range=(0., 255.))
-  trainer.compile(_optimizer(), _loss(), metrics=["accuracy"])
-  steps = {}
-
-  class Capture(_callback()):
-    """Takes the compiled function out of a running `fit`."""
-
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-      del batch, logs
-      steps["function"] = self.model.train_function
-
-  trainer.fit(data, steps_per_epoch=1, verbose=0, callbacks=[Capture()])
-  iterator = iter(data)
-  return lambda: steps["function"](iterator)
 
 
 def handwritten_vanilla(data: object, model: object) -> Step:
   """Plain Keras layers, a tape and an optimizer in a `tf.function`."""
   import tensorflow as tf
-  optimizer, loss = _optimizer(), _loss()
+
+  from tools import benchmark_rows
+  optimizer, loss = benchmark_rows.optimizer(), benchmark_rows.loss()
   optimizer.build(model.trainable_variables)
   mean, accuracy = _metrics()
 
@@ -71,8 +71,9 @@ def handwritten_conadv(data: object, model: object) -> Step:
 
   from conadv_tf.layers import network as networks
   from conadv_tf.layers import routing
+  from tools import benchmark_rows
   network = networks.convert(model)
-  optimizer, loss = _optimizer(), _loss()
+  optimizer, loss = benchmark_rows.optimizer(), benchmark_rows.loss()
   variables = network.trainable_variables
   optimizer.build(variables)
   mean, accuracy = _metrics()
@@ -113,25 +114,10 @@ def handwritten_conadv(data: object, model: object) -> Step:
   return lambda: step(iterator)
 
 
-def _optimizer() -> object:
-  import conadv_tf as ca
-  return ca.optimizers.Lars(1e-3, momentum=0.9, weight_decay=1e-4)
-
-
-def _loss() -> object:
-  import tensorflow as tf
-  return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
 def _metrics() -> tuple[object, object]:
   import tensorflow as tf
   return (tf.keras.metrics.Mean("loss"),
           tf.keras.metrics.SparseCategoricalAccuracy("accuracy"))
-
-
-def _callback() -> type:
-  import tensorflow as tf
-  return tf.keras.callbacks.Callback
 
 
 def measure(rows: dict[str, Step], rounds: int,
@@ -167,21 +153,57 @@ def summarise(times: dict[str, list[float]],
   return table
 
 
-def main(argv: list[str]) -> None:
+def main(verb: str) -> None:
   """Builds the rows, measures, prints a table and writes JSON."""
-  del argv
-  from conadv_tf import command_line
   with command_line.one_line_errors():
-    run()
+    _check(verb)
+    if verb == "scaling":
+      scaling()
+    else:
+      run()
+
+
+def _check(verb: str) -> None:
+  from conadv_tf.config import InputError
+  if _QUICK.value and verb != "scaling":
+    raise InputError("--quick is for scaling")
+  if _OUTPUT.value:
+    try:  # a measurement is too long to lose
+      with open(_OUTPUT.value, "a", encoding="utf-8"):
+        pass
+    except OSError as error:
+      raise InputError(f"--output={_OUTPUT.value} cannot be written: "
+                       f"{error.strerror}") from error
+
+
+def scaling() -> None:
+  """1 and 2 workers; TensorFlow is imported by these."""
+  from tools import benchmark_scaling
+  for name, value in (_SCALING_QUICK if _QUICK.value else _SCALING).items():
+    flags.FLAGS.set_default(name, value)
+  report = benchmark_scaling.run(benchmark_scaling.Settings(
+      _MODEL.value, _BATCH.value, _ROUNDS.value, _STEPS.value))
+  print(benchmark_scaling.tables(report))
+  write(report)
+
+
+def write(report: dict[str, object]) -> None:
+  """Writes the figures where --output says."""
+  if _OUTPUT.value:
+    machine = {"machine": platform.processor() or platform.machine(),
+               "cores": os.cpu_count()}
+    with open(_OUTPUT.value, "w", encoding="utf-8") as file:
+      json.dump({**machine, **report}, file, indent=2)
 
 
 def run() -> None:
-  """The measurement; TensorFlow is imported from here on."""
+  """One process; TensorFlow is imported from here on."""
   import numpy as np
   import tensorflow as tf
 
   import conadv_tf as ca
   from conadv_tf import experiment
+  from tools import benchmark_rows
   rng = np.random.default_rng(0)
   batch = _BATCH.value
   images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
@@ -191,12 +213,16 @@ def run() -> None:
   def model() -> tf.keras.Model:
     return experiment.MODELS[_MODEL.value]((32, 32, 3), 10)
 
+  def trainer_step(method: object) -> Step:
+    return benchmark_rows.fit_step(
+        benchmark_rows.trainer(method, model()), data)
+
   rows = {
       "tf.function vanilla": handwritten_vanilla(data, model()),
-      "vanilla": trainer_step(ca.methods.Vanilla(), data, model()),
+      "vanilla": trainer_step(ca.methods.Vanilla()),
       "tf.function conadv": handwritten_conadv(data, model()),
-      "conadv": trainer_step(ca.methods.ConAdv(), data, model()),
-      "disadv": trainer_step(ca.methods.DisAdv(), data, model()),
+      "conadv": trainer_step(ca.methods.ConAdv()),
+      "disadv": trainer_step(ca.methods.DisAdv()),
   }
   references = {
       "tf.function vanilla": "tf.function vanilla",
@@ -208,14 +234,11 @@ def run() -> None:
     low, high = row["ratio_quartiles"]
     print(f"{row['row']:22s} {row['seconds'] * 1e3:9.1f} ms   "
           f"{row['ratio']:.3f} [{low:.3f}, {high:.3f}] of {row['reference']}")
-  if _OUTPUT.value:
-    report = {"model": _MODEL.value, "batch_size": batch,
-              "rounds": _ROUNDS.value, "steps": _STEPS.value,
-              "machine": platform.processor() or platform.machine(),
-              "cores": os.cpu_count(), "rows": table}
-    with open(_OUTPUT.value, "w", encoding="utf-8") as file:
-      json.dump(report, file, indent=2)
+  write({"model": _MODEL.value, "batch_size": batch, "rounds": _ROUNDS.value,
+         "steps": _STEPS.value, "rows": table})
 
 
 if __name__ == "__main__":
-  app.run(main)
+  # Flags come after the verb.
+  given = sys.argv.pop(1) if sys.argv[1:2] == ["scaling"] else ""
+  command_line.start(lambda: main(given))

@@ -349,7 +349,7 @@ class Trainer(split_model.SplitModel):
     self._loop = loop.Loop(
         self.distribute_strategy, self.micro_batches,
         parts.jit_compiled() if self.jit_compile else parts,
-        finish=lambda: {m.name: m.result() for m in self.metrics},
+        finish=lambda: means.results(self.metrics, self.distribute_strategy),
         counters=(self.step_counter, self._train_counter),
         run_eagerly=self.run_eagerly)
     self.train_function = self._execute
