@@ -31,7 +31,19 @@ def start(main: Callable[[], None]) -> None:
       _exit(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest
 
-  app.run(lambda _: main(), flags_parser=parse)
+  def run(_: list[str]) -> None:
+    code = 0
+    try:
+      main()
+    except SystemExit as error:
+      code = error.code
+    # Everything is written and closed, while TensorFlow's threads would take
+    # up to a minute to end (see `training.loop`), or fail over lost workers.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # pylint: disable=protected-access
+
+  app.run(run, flags_parser=parse)
 
 
 @contextlib.contextmanager

@@ -195,6 +195,7 @@ class Experiment:
   schedule: Schedule
   outputs: str
   between_batches: Callable[[], None] = lambda: None
+  _iterators: dict[str, Iterator] = dataclasses.field(default_factory=dict)
   _evaluators: dict[tuple[str, str], clean.Evaluator] = dataclasses.field(
       default_factory=dict)
 
@@ -290,18 +291,26 @@ class Experiment:
     robust_evaluators = {
         name: self.evaluator(branch, name) for name in attack_names}
     validation = self.splits.validation
-    figures = self._figures(self.evaluator(branch), validation)
+    figures = self._figures(self.evaluator(branch), validation, "validation")
     if sample:
-      train = self._figures(self.evaluator(branch), sample)
+      train = self._figures(
+          self.evaluator(branch), sample, f"train {train_examples}")
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
     for name, evaluator in robust_evaluators.items():
       figures[f"robust_accuracy_{name}"] = self._figures(
-          evaluator, validation)["accuracy"]
+          evaluator, validation, "validation")["accuracy"]
     return figures
 
-  def _figures(self, evaluator: clean.Evaluator, source: sources.Source
-               ) -> dict[str, float]:
-    """Evaluates every example of a source, shared out like training's."""
+  def _figures(self, evaluator: clean.Evaluator, source: sources.Source,
+               key: str) -> dict[str, float]:
+    """Evaluates every example of a source, shared out like training's.
+
+    Args:
+      evaluator: clean or robust.
+      source: of which each example counts once.
+      key: of the iterator, which begins again where it ends and is kept: the
+        end of one can take long, see `loop.Loop.run`.
+    """
     replicas = self.strategy.num_replicas_in_sync
     rows = -(-self.config.evaluation.batch_size // replicas)
     batch = rows * replicas
@@ -311,8 +320,12 @@ class Experiment:
           pipeline.evaluation_dataset(source, batch, shard), batch,
           shard.index * (batch // shard.count))
 
-    return evaluator(self._shared(of_pipeline, rows),
-                     -(-source.num_examples // batch), self.between_batches)
+    iterator = self._iterators.pop(key, None) or iter(
+        self._shared(of_pipeline, rows))
+    figures = evaluator(
+        iterator, -(-source.num_examples // batch), self.between_batches)
+    self._iterators[key] = iterator  # not where it was left half way
+    return figures
 
 
 def _sample(source: sources.Source, count: int) -> sources.Source | None:

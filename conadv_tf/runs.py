@@ -32,6 +32,9 @@ from conadv_tf.training import (
 )
 
 _PICTURES = 8
+# The latest experiment: its iterators take long to end (see `loop.Loop.run`),
+# which a process that is about to exit need not wait for.
+_latest: list[experiments.Experiment] = []
 # What TensorFlow raises in a worker when another one has gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError,
          tf.errors.DeadlineExceededError, tf.errors.CancelledError,
@@ -177,6 +180,7 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
   directory, quiet = session.directory, session.quiet
   latest = directory.checkpoints.latest() if saved else None
   experiment = experiments.build(config, machines=session.machines)
+  _latest[:] = [experiment]
   config = experiment.config
   guard = guards.Guard(agreement.Agreement(experiment.strategy),
                        session.watch, stop)

@@ -82,7 +82,7 @@ def train_dataset(
   if mixup or cutmix:
     elements = _mixed(elements, mixing, first, shard, mixup, cutmix,
                       source.num_classes, replicas)
-  return elements.prefetch(tf.data.AUTOTUNE)
+  return _ahead(elements)
 
 
 def evaluation_dataset(
@@ -120,9 +120,18 @@ def evaluation_dataset(
     images, labels = source.read(tf.minimum(indices, last))
     return images, labels, tf.cast(indices <= last, tf.float32)
 
-  return _mapped(
-      tf.data.Dataset.range(-(-source.num_examples // batch_size)),
-      element).prefetch(tf.data.AUTOTUNE)
+  return _ahead(_mapped(
+      tf.data.Dataset.range(-(-source.num_examples // batch_size)), element))
+
+
+def _ahead(elements: tf.data.Dataset) -> tf.data.Dataset:
+  """Makes elements before they are asked for."""
+  options = tf.data.Options()
+  # The end of an iterator waits for its tuning thread, which sleeps for up to
+  # a minute and may miss the call (TensorFlow 2.15). Without it a map takes
+  # all cores.
+  options.autotune.enabled = False
+  return elements.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _keys(seed: int) -> list[randomness.Key]:
@@ -302,5 +311,5 @@ def _encoded_evaluation(
   filled = len(range(
       shard.index * shard.rows, source.num_examples, shard.batch))
   elements = elements.concatenate(blank.repeat(count - filled))
-  return elements.apply(tf.data.experimental.assert_cardinality(
-      count)).prefetch(tf.data.AUTOTUNE)
+  return _ahead(elements.apply(
+      tf.data.experimental.assert_cardinality(count)))

@@ -50,7 +50,7 @@ class Evaluator:
     self._step = tf.function(self._add_batch, autograph=False)
 
   def __call__(self,
-               dataset: tf.data.Dataset | tf.distribute.DistributedDataset,
+               dataset: tf.data.Dataset | tf.distribute.DistributedIterator,
                elements: int | None = None,
                between: Callable[[], None] = lambda: None
                ) -> dict[str, float]:
@@ -60,8 +60,8 @@ class Evaluator:
       dataset: finite, of (image [b, h, w, c], label [b] or [b, classes],
         weight [b]) with static b. A row of weight 0 is padding, any other is
         one example. Only the last element may be padded. Or a distributed
-        dataset of each replica's rows, see `with_positions`.
-      elements: how many of them to take of a distributed dataset.
+        iterator of each replica's rows, see `with_positions`.
+      elements: how many of them to take of a distributed iterator.
       between: called before each.
 
     Returns:

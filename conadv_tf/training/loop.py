@@ -74,6 +74,9 @@ class Loop:
 
   def run(self, iterator: Iterator, updates: int) -> dict[str, tf.Tensor]:
     """Makes updates; returns the results after the last."""
+    # Its end may wait up to a minute for a thread of TensorFlow 2.15 that
+    # tunes it and sleeps; nobody needs to wait for that after the last update.
+    self._iterator = iterator
     if updates == 1:
       return self.one(iterator)
     return self._many(iterator, tf.constant(updates))
