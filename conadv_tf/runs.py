@@ -313,9 +313,12 @@ def _fit(experiment: experiments.Experiment, session: _Session, step: int,
     if pending is not None:
       callback.complete(pending)
     if not _ends(config, session.directory, step):
+      # Keras counts a shorter first execution as a whole one.
+      counted = step - step % config.runtime.steps_per_execution
       experiment.trainer.fit(
           experiment.train_dataset(step), epochs=1, verbose=0,
-          steps_per_epoch=config.derived.total_steps - step, callbacks=chain)
+          steps_per_epoch=config.derived.total_steps - counted,
+          callbacks=chain)
   finally:
     callback.close()
 

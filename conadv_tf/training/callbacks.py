@@ -117,6 +117,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._compiled = False
     self._will_save = False
     self._count = 0  # updates of the execution that runs
+    self._span = 0  # of them, with those before an interruption
     self._stopping = False
     self._nonfinite = 0
     self.speed = 0.0  # clean examples a second since the last record
@@ -146,12 +147,13 @@ class RunCallback(tf.keras.callbacks.Callback):
     if self._log:
       self._log.start_block(self._step)
     if self._profiler:
-      self._profiler.begin(self._step, self._next_count())
+      self._profiler.begin(self._step, self._execution()[1] - self._step)
 
   def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
     """Asks for a snapshot before an execution that a checkpoint follows."""
     del batch, logs
-    self._count = self._next_count()
+    start, end = self._execution()
+    self._count = end - self._step
     minutes = self._config.checkpoint.every_minutes
     overdue = minutes is not None and (
         time.monotonic() - self._checkpointed >= 60 * minutes)
@@ -159,20 +161,24 @@ class RunCallback(tf.keras.callbacks.Callback):
     if self._stopping:
       # One update more, since a checkpoint needs the weights before it.
       self._count = 1
-      self.model.shorten_execution()
+    self.model.updates_next = self._count
     step = self._step + self._count
+    # Where it is cut short, nothing but saving happens.
+    self._span = step - start if step == end else 0
     self._will_save = (
         overdue or self._stopping or step >= self._total or self._crossed(
-            self._config.checkpoint.every_epochs, step, self._count))
+            self._config.checkpoint.every_epochs, step, self._span))
     # An evaluation may be interrupted, stop the run, or be its best.
     self.model.snapshot_next = (
-        self._will_save or self._evaluation_due(step, self._count))
+        self._will_save or self._evaluation_due(step, self._span))
     if self._profiler:
       self._profiler.before(self._step, self._count)
 
-  def _next_count(self) -> int:
+  def _execution(self) -> tuple[int, int]:
+    """Its start and end in an unbroken run; now it may start later."""
     every = self._config.runtime.steps_per_execution
-    return min(every, self._total - self._step)
+    start = self._step - self._step % every
+    return start, min(start + every, self._total)
 
   def _evaluation_due(self, step: int, count: int) -> bool:
     options = self._config.evaluation
@@ -186,14 +192,14 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._guard.tick(f"update {self._step}")
     self._check_finite(self._step, logs)
     self._progress.update(self._step, logs)
-    self._finish_execution(self._step, self._count, logs)
+    self._finish_execution(self._step, self._span, logs)
     if self._profiler:
       self._profiler.after(self._step - self._count, self._count)
 
-  def _finish_execution(self, step: int, count: int,
+  def _finish_execution(self, step: int, span: int,
                         logs: dict[str, Any]) -> None:
-    evaluates = self._evaluation_due(step, count)
-    ends_epoch = step >= self._total or self._crossed(1.0, step, count)
+    evaluates = self._evaluation_due(step, span)
+    ends_epoch = step >= self._total or self._crossed(1.0, step, span)
     if not (self._will_save or evaluates or ends_epoch or not self._compiled):
       return
     # float() waits for the device, so it comes before the clock is read.

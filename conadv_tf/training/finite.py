@@ -13,7 +13,7 @@ from conadv_tf.layers import network as networks
 
 
 class FiniteUpdates:
-  """Remembers the first update whose gradients were not finite.
+  """Remembers the first update that was not finite.
 
   Attributes:
     first: int64 variable, that update's index, or -1.
@@ -32,20 +32,22 @@ class FiniteUpdates:
                     aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
         for initial, name in ((-1, "first_nonfinite"), (0, "nonfinite")))
 
-  def check(self, gradients: Sequence[tf.Tensor], statistics: tf.Tensor,
-            step: tf.Tensor) -> tf.Tensor:
-    """Whether reduced gradients and statistics are finite; in a replica.
+  def check(self, gradients: Sequence[tf.Tensor],
+            variables: Sequence[tf.Variable], step: tf.Tensor) -> tf.Tensor:
+    """Whether an update was finite that has been made; in a replica.
 
     Args:
-      gradients: equal on all replicas.
-      statistics: packed, equal on all replicas.
+      gradients: reduced, equal on all replicas.
+      variables: what the update changed, equal on all replicas. Finite
+        gradients may be too large for them, or for their squares.
       step: int, the update's index.
 
     Returns:
       bool [].
     """
+    values = [*gradients, *(v.read_value() for v in variables)]
     finite = tf.reduce_all(tf.stack([
-        tf.reduce_all(tf.math.is_finite(x)) for x in (*gradients, statistics)]))
+        tf.reduce_all(tf.math.is_finite(x)) for x in values]))
     first = self.first.read_value()
     strategies.assign([self.first, self.count], [
         tf.where(finite | (first >= 0), first, tf.cast(step, tf.int64)),

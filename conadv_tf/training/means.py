@@ -47,11 +47,12 @@ class Means:
   def add_terms(self, terms: dict[str, tf.Tensor], weight: tf.Tensor) -> None:
     """Adds one virtual replica's terms; in replica context."""
     for name, value in terms.items():
+      share = weight
       if self._skip:
         is_finite = tf.math.is_finite(value)
         value = tf.where(is_finite, value, 0.0)
-        weight = tf.where(is_finite, weight, 0.0)
-      self._by_name[name].update_state(value, weight)
+        share = tf.where(is_finite, weight, 0.0)
+      self._by_name[name].update_state(value, share)
 
   def add_update(self, gradients: Sequence[tf.Tensor],
                  variables: Sequence[tf.Variable]) -> None:

@@ -39,6 +39,8 @@ class Trainer(split_model.SplitModel):
     attack: the attack with the method's defaults filled in.
     step_counter: int64 variable, weight updates so far.
     nonfinite: which updates were not finite.
+    updates_next: set before an execution of another number of updates than
+      `steps_per_execution`.
     snapshot_next: set before an execution that a checkpoint follows.
     snapshot: then the weights that made the held adversaries, for it.
   """
@@ -99,6 +101,7 @@ class Trainer(split_model.SplitModel):
     self._packing = self._accumulator = None
     self._held = self._element_spec = None
     self._primed = self._fed = False
+    self.updates_next: int | None = None
     self.snapshot_next = False
     self.snapshot: list[Any] = []
     self._restored: list[Any] = []
@@ -303,7 +306,7 @@ class Trainer(split_model.SplitModel):
                                      skip_gradients_aggregation=True)
       if not self._scales_loss:  # else overflows are expected and skipped
         is_finite = self.nonfinite.check(
-            gradients, statistics, self.step_counter.read_value())
+            gradients, guarded, self.step_counter.read_value())
         self.nonfinite.put_back(is_finite, guarded, before)
 
   # ---- The loop.
@@ -359,7 +362,8 @@ class Trainer(split_model.SplitModel):
     """Runs `steps_per_execution` updates, primes where that is due."""
     if self.method.lookahead and not self._primed:
       self._prime_held(iterator)
-    count = int(self._steps_per_execution.numpy())
+    count = self.updates_next or int(self._steps_per_execution.numpy())
+    self.updates_next = None
     takes_snapshot = self.snapshot_next and self.method.lookahead
     self.snapshot_next = False
     if takes_snapshot:
@@ -370,10 +374,6 @@ class Trainer(split_model.SplitModel):
                        for v in self.attack_network.variables]
       count = 1
     return self._loop.run(iterator, count)
-
-  def shorten_execution(self) -> None:
-    """Makes the next execution one update; for the last of a `fit`."""
-    self._steps_per_execution.assign(1)
 
   # ---- Held state across checkpoints.
 

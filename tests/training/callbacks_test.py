@@ -18,6 +18,7 @@ class _Model:
 
   pixel_range = (0.0, 255.0)
   snapshot_next = False
+  updates_next = None
   nonfinite = types.SimpleNamespace(first=np.int64(-1), skip=False)
 
   def __init__(self) -> None:
@@ -71,8 +72,7 @@ def _drive(path: pathlib.Path, clock: _Clock, overrides: str,
   step = start_step
   while step < resolved.derived.total_steps:
     callback.on_train_batch_begin(step)
-    step = min(step + resolved.runtime.steps_per_execution,
-               resolved.derived.total_steps)
+    step += model.updates_next
     clock.now += 2.0 if step > start_step + 1 else 20.0
     if model.snapshot_next:
       snapshots.append(step)
@@ -123,6 +123,14 @@ def test_a_resumed_run_keeps_its_positions(
   happened = _drive(tmp_path, clock, 'schedule.epochs=4', num_examples=20,
                     start_step=4)
   assert happened['saved'] == happened['evaluated'] == [5, 8, 10]
+
+
+def test_executions_of_a_resumed_run_end_where_they_would_have(
+    tmp_path: pathlib.Path, clock: _Clock) -> None:
+  happened = _drive(
+      tmp_path, clock, 'schedule.epochs=4,runtime.steps_per_execution=5',
+      start_step=3)
+  assert happened['saved'] == happened['evaluated'] == [5, 10, 12]
 
 
 def test_mode_train_evaluates_at_the_end_only(
