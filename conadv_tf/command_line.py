@@ -63,6 +63,27 @@ def one_line_errors() -> Iterator[None]:
     _exit(str(error), error.exit_code)
 
 
+def check_output(path: str) -> None:
+  """Refuses a file that cannot be written, before long work.
+
+  Its directory is made; a new file is not left behind.
+
+  Raises:
+    InputError: that names --output.
+  """
+  from conadv_tf import config
+  try:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    exists = os.path.exists(path)
+    with open(path, "a", encoding="utf-8"):
+      pass
+    if not exists:
+      os.remove(path)
+  except OSError as error:
+    raise config.InputError(
+        f"--output={path} cannot be written: {error.strerror}") from error
+
+
 def _exit(message: str, code: int = 2) -> NoReturn:
   print("error: " + " ".join(message.split("\n")), file=sys.stderr)
   sys.exit(code)

@@ -301,9 +301,8 @@ def _batch_spec(config: config_lib.ExperimentConfig, found: Counts,
   """One virtual replica's slice of a batch, as the pipeline makes it."""
   rows = config.derived.replica_batch_size
   image = tf.TensorSpec([rows, *found.image_shape], tf.uint8)
-  soft = (config.objective.label_smoothing or config.data.mixup
-          or config.data.cutmix)
-  label = (tf.TensorSpec([rows, found.num_classes], tf.float32) if soft
+  label = (tf.TensorSpec([rows, found.num_classes], tf.float32)
+           if experiments.has_soft_labels(config)
            else tf.TensorSpec([rows], tf.int32))
   return method_lib.Batch(image, label, tf.TensorSpec([rows], tf.float32),
                           image if method.augments else ())

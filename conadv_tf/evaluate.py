@@ -1,7 +1,6 @@
 """Evaluates a run: `conadv-evaluate --model_dir=DIR --attacks=pgd20`."""
 
 import json
-import os
 
 from absl import flags
 
@@ -28,14 +27,8 @@ def main() -> None:
     from conadv_tf import config, runs
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
-    if _OUTPUT.value:  # an evaluation is too long to find out afterwards
-      try:
-        os.makedirs(os.path.dirname(_OUTPUT.value) or ".", exist_ok=True)
-        with open(_OUTPUT.value, "a", encoding="utf-8"):
-          pass
-      except OSError as error:
-        raise config.InputError(f"--output={_OUTPUT.value} cannot be written: "
-                                f"{error.strerror}") from error
+    if _OUTPUT.value:
+      command_line.check_output(_OUTPUT.value)
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     limit = _TRAIN_EXAMPLES.value
     if limit is None:

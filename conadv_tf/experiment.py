@@ -238,7 +238,7 @@ class Experiment:
 
   def smoothed(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Puts labels into the form that the training loss takes."""
-    if not _has_soft_labels(self.config):
+    if not has_soft_labels(self.config):
       return dataset
     smoothing = self.config.objective.label_smoothing
     classes = self.splits.train.num_classes
@@ -335,7 +335,7 @@ def _sample(source: sources.Source, count: int) -> sources.Source | None:
   return sources.truncate(source, min(count, source.num_examples))
 
 
-def _has_soft_labels(config: config_lib.ExperimentConfig) -> bool:
+def has_soft_labels(config: config_lib.ExperimentConfig) -> bool:
   """Whether training labels are probabilities."""
   data = config.data
   return bool(config.objective.label_smoothing or data.mixup or data.cutmix)
@@ -390,7 +390,7 @@ def build(config: config_lib.ExperimentConfig,
       outputs = user.outputs(model, splits.train.image_shape)
       trainer.compile(
           OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),
-          _cross_entropy(outputs, _has_soft_labels(config)),
+          _cross_entropy(outputs, has_soft_labels(config)),
           metrics=["accuracy"],
           jit_compile=runtime.jit_compile or None,
           steps_per_execution=runtime.steps_per_execution)

@@ -168,12 +168,7 @@ def _check(verb: str) -> None:
   if _QUICK.value and verb != "scaling":
     raise InputError("--quick is for scaling")
   if _OUTPUT.value:
-    try:  # a measurement is too long to lose
-      with open(_OUTPUT.value, "a", encoding="utf-8"):
-        pass
-    except OSError as error:
-      raise InputError(f"--output={_OUTPUT.value} cannot be written: "
-                       f"{error.strerror}") from error
+    command_line.check_output(_OUTPUT.value)
 
 
 def scaling() -> None:

@@ -196,7 +196,7 @@ def main() -> None:
 def run() -> None:
   """The measurement; TensorFlow is imported from here on."""
   if _OUTPUT.value:
-    _check_writable(_OUTPUT.value)  # a measurement is too long to lose
+    command_line.check_output(_OUTPUT.value)
   paths = files(_PATH.value)
   count = _BATCH.value * _ELEMENTS.value
   rows = {"bare": bare(paths), "pipeline": pipeline(paths, "none"),
@@ -226,16 +226,6 @@ def run() -> None:
               "rows": table}
     with open(_OUTPUT.value, "w", encoding="utf-8") as file:
       json.dump(report, file, indent=2)
-
-
-def _check_writable(path: str) -> None:
-  from conadv_tf.config import InputError
-  try:
-    with open(path, "a", encoding="utf-8"):
-      pass
-  except OSError as error:
-    raise InputError(
-        f"--output={path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

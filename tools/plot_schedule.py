@@ -10,6 +10,7 @@ rates into the same picture:
 The data need not be there where the configuration states their numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -37,7 +38,15 @@ def main() -> None:
     from conadv_tf import description
     loaded = [config_lib.load(files, _PARAMS_OVERRIDE.value) for files in (
         _CONFIG_FILE.value, *(text.split("+") for text in _COMPARE.value))]
-    configs = [description.plan(config)[1] for config in loaded]
+    figure = _figure([description.plan(config)[1] for config in loaded])
+    try:
+      figure.savefig(_OUTPUT.value, dpi=100)
+    except (OSError, ValueError) as error:
+      raise config_lib.InputError(
+          f"--output={_OUTPUT.value}: {error}") from error
+
+
+def _figure(configs: Sequence[Any]) -> Any:
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot
@@ -55,12 +64,7 @@ def main() -> None:
   axis.grid(alpha=0.3)
   figure.legend(loc="outside lower center", frameon=False,
                 ncols=1 if len(configs) > 1 else 3)
-  try:
-    figure.savefig(_OUTPUT.value, dpi=100)
-  except (OSError, ValueError) as error:
-    with command_line.one_line_errors():
-      raise config_lib.InputError(
-          f"--output={_OUTPUT.value}: {error}") from error
+  return figure
 
 
 def _title(config: Any) -> str:
