@@ -37,6 +37,9 @@ def start(main: Callable[[], None]) -> None:
       main()
     except SystemExit as error:
       code = error.code
+    except KeyboardInterrupt:
+      print("error: stopped", file=sys.stderr)
+      code = 130
     # Everything is written and closed, while TensorFlow's threads would take
     # up to a minute to end (see `training.loop`), or fail over lost workers.
     sys.stdout.flush()

@@ -1,7 +1,5 @@
 """Runs: train in a directory, resume there, restore from it, export."""
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -35,10 +33,6 @@ _PICTURES = 8
 # The latest experiment: its iterators take long to end (see `loop.Loop.run`),
 # which a process that is about to exit need not wait for.
 _latest: list[experiments.Experiment] = []
-# What TensorFlow raises in a worker when another one has gone.
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError,
-         tf.errors.DeadlineExceededError, tf.errors.CancelledError,
-         tf.errors.InternalError)
 
 
 def restore(
@@ -76,7 +70,8 @@ def restore(
 def run(config: config_lib.ExperimentConfig, model_dir: str, *,
         evaluates: bool = True, quiet: bool = False,
         machines: strategies.Machines = strategies.ALONE,
-        peer_timeout: float = 300.0, profile_steps: str | None = None,
+        peer_timeout: float = 300.0,
+        profile_steps: tuple[int, int] | None = None,
         profiler_port: int | None = None) -> dict[str, Any]:
   """Trains, or continues training, in `model_dir`.
 
@@ -89,7 +84,7 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     quiet: prints nothing but warnings.
     machines: that take part besides this process.
     peer_timeout: seconds to wait for the other workers at the start.
-    profile_steps: "a:b" profiles updates a to b.
+    profile_steps: first and last update to profile, counted from 1.
     profiler_port: where profiles can be captured from outside.
 
   Returns:
@@ -102,7 +97,7 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
   directory = run_directory.RunDirectory(
       model_dir, config.checkpoint.keep, machines.is_chief)
   profiler = profile_steps and profiling.StepProfiler(
-      directory.path, *profiling.parse_steps(profile_steps))
+      directory.path, *profile_steps)
   with directory.locked():
     session = _Session(
         directory, evaluates, quiet or not machines.is_chief, machines,
@@ -110,13 +105,17 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
         profiler if machines.is_chief else None)
     saved = _check(config, session)
     if machines.cluster:
-      cluster.meet(machines.cluster, _digest(config, model_dir), peer_timeout)
-    # The handlers come after the strategy, whose own would swallow signals.
-    with session.watch:
+      token = _digest([config.as_dict(), model_dir, evaluates])
+      with interruption.Interruption():
+        cluster.meet(machines.cluster, token, peer_timeout)
+    with session.watch as watch:
       strategies.connect(config.runtime, machines)
+      watch.tick("loading data, building the model")
       if profiler_port:
         profiling.serve(profiler_port)
-      with interruption.Interruption() as stop, _naming_lost_peers(machines):
+      # After the strategy, whose own handlers would swallow signals.
+      with (interruption.Interruption() as stop,
+            agreement.naming_lost_peers(machines)):
         return _run(config, session, saved, stop)
 
 
@@ -133,27 +132,10 @@ class _Session:
   begin: float = dataclasses.field(default_factory=time.time)
 
 
-def _digest(config: config_lib.ExperimentConfig, model_dir: str) -> str:
+def _digest(facts: Any) -> str:
   """What all workers must have in common."""
-  text = json.dumps([config.as_dict(), model_dir], sort_keys=True)
+  text = json.dumps(facts, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _naming_lost_peers(machines: strategies.Machines) -> Iterator[None]:
-  """Turns TensorFlow's errors about other workers into one line."""
-  try:
-    yield
-  except _LOST as error:
-    if not machines.cluster:
-      raise
-    # The cause comes last, after a stack.
-    reasons = [line.strip() for line in (error.message or "").splitlines()
-               if line.strip() and "[[" not in line]
-    reason = reasons[-1][:200] if reasons else type(error).__name__
-    raise exits.PeerLost(
-        f"lost another worker ({reason}); start all workers again with "
-        "the same command, which goes on from the last checkpoint") from error
 
 
 def _check(config: config_lib.ExperimentConfig, session: _Session
@@ -184,11 +166,10 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
   config = experiment.config
   guard = guards.Guard(agreement.Agreement(experiment.strategy),
                        session.watch, stop)
-  if not guard.same(latest.step if latest else 0):
-    raise config_lib.InputError(
-        f"model_dir {directory.path}: the workers do not find the same newest "
-        "checkpoint there; it must be on a file system that all of them share")
-  results = directory.results()
+  results, pending = directory.results(), _pending(latest, directory)
+  step = latest.step if latest else 0
+  _agree(experiment, guard, [step, results, pending, [
+      record for record in directory.metrics() if record["step"] <= step]])
   if results is not None and latest is not None and (
       results.get("step") == latest.step
       and _ends(config, directory, latest.step)):
@@ -204,7 +185,7 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
     logging.warning("resuming at update %d of %d", step,
                     config.derived.total_steps)
   directory.cut_metrics(step)
-  pending = _pending(latest, directory)
+  session.watch.tick("first update: tracing and compiling")
   trains = not _ends(config, directory, step) or pending is not None
   if log:
     log.open(step, trains, session.begin)
@@ -221,6 +202,30 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
   finally:
     if log:
       log.close()
+
+
+def _agree(experiment: experiments.Experiment, guard: guards.Guard,
+           found: list[Any]) -> None:
+  """Compares what the workers have read.
+
+  Args:
+    experiment: with the data.
+    guard: that compares.
+    found: in the run directory, as JSON.
+
+  Raises:
+    exits.PeerLost: if it differs. That may pass: a shared file system can
+      show late what was written on another machine.
+  """
+  splits = experiment.splits
+  digest = _digest([found, [
+      [split.num_examples, split.num_classes, list(split.image_shape)]
+      for split in (splits.train, splits.validation)]])
+  if not guard.same(int(digest[:6], 16)):
+    raise exits.PeerLost(
+        "the workers do not find the same data, checkpoint or records; "
+        "data.path and model_dir must be on file systems that all of them "
+        "share")
 
 
 def _pending(latest: checkpoint.Checkpoint | None,

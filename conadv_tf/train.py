@@ -61,6 +61,9 @@ def main() -> None:
     config = config_lib.load(_CONFIG_FILE.value, _PARAMS_OVERRIDE.value)
     machines = _machines()
     from conadv_tf import description, runs
+    from conadv_tf.training import profiling
+    profile = _PROFILE_STEPS.value and profiling.parse_steps(
+        _PROFILE_STEPS.value)
     if _MODE.value == "describe":
       print(description.describe_config(config, machines))
       return
@@ -70,7 +73,7 @@ def main() -> None:
     results = runs.run(
         config, _MODEL_DIR.value, evaluates=_MODE.value == "train_and_eval",
         quiet=_QUIET.value, machines=machines,
-        peer_timeout=_PEER_TIMEOUT.value, profile_steps=_PROFILE_STEPS.value,
+        peer_timeout=_PEER_TIMEOUT.value, profile_steps=profile,
         profiler_port=_PROFILER_PORT.value)
     if not _QUIET.value and machines.is_chief:
       print(f"validation accuracy {results['validation/accuracy']:.4f}; "

@@ -16,20 +16,21 @@ def _die() -> None:
 
 def while_writing(save: int) -> None:
   """Dies with half of the state of the `save`-th checkpoint on disk."""
-  savez = np.savez
+  from conadv_tf.training import checkpoint
+  write = checkpoint.write_arrays
   count = 0
 
-  def half(file: Any, **arrays: np.ndarray) -> None:
+  def half(file: Any, arrays: dict[str, np.ndarray]) -> None:
     nonlocal count
     count += 1
     if count < save:
-      savez(file, **arrays)
+      write(file, arrays)
       return
-    savez(file, **dict(list(arrays.items())[:len(arrays) // 2]))
+    write(file, dict(list(arrays.items())[:len(arrays) // 2]))
     file.flush()
     _die()
 
-  np.savez = half
+  checkpoint.write_arrays = half
 
 
 def before_renaming(save: int) -> None:

@@ -216,8 +216,8 @@ def test_an_exception_leaves_a_run_that_goes_on(
 
   with monkeypatch.context() as patched:
     if when == 'save':
-      patched.setattr(checkpoint.np, 'savez',
-                      interrupt_after(3, np.savez))
+      patched.setattr(checkpoint, 'write_arrays',
+                      interrupt_after(3, checkpoint.write_arrays))
     else:
       hook = callbacks.RunCallback.on_train_batch_begin
       patched.setattr(callbacks.RunCallback, 'on_train_batch_begin',

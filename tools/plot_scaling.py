@@ -19,9 +19,8 @@ from conadv_tf.analysis import published_times as published
 _OUTPUT = flags.DEFINE_string("output", None, "PNG file.", required=True)
 
 NOTICE = (
-    "A model, fitted to published numbers and, in docs/scaling.md, to step "
-    "times of our CPUs; no measurement of the machines it speaks of: nothing "
-    "here ran on a TPU.")
+    "A model, fitted to published numbers and to step times of our CPUs; no "
+    "measurement of the machines it speaks of: nothing here ran on a TPU.")
 CORES = {"equal": "equal cores", "double": "double, half only attack",
          "double_even": "double, work spread evenly"}
 OUTLIER = 1.25

@@ -1,15 +1,28 @@
-"""What one worker knows and all must act on alike."""
+"""What one worker knows and all must act on alike, and when one is lost."""
+
+from collections.abc import Iterator
+import contextlib
+import re
 
 import tensorflow as tf
 
+from conadv_tf import exits
 from conadv_tf.distribute import strategies
+
+# What TensorFlow raises in a worker when another one has gone.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError,
+         tf.errors.DeadlineExceededError, tf.errors.CancelledError,
+         tf.errors.InternalError)
+_CHAFF = re.compile(r"\[\[|Restart your program|Additional GRPC|^[{:]")
+_PEER = re.compile(r"onnect|peer|ocket|RPC|heartbeat", re.IGNORECASE)
 
 
 class Agreement:
   """Flags that become true everywhere where they are true anywhere.
 
   Signals and clocks differ between workers, but a worker that saves or stops
-  alone leaves the others waiting in their next collective.
+  alone leaves the others waiting in their next collective. Between workers a
+  question costs a small all-reduce, and the host waits for it.
   """
 
   def __init__(self, strategy: tf.distribute.Strategy):
@@ -35,7 +48,7 @@ class Agreement:
     return tuple(bool(n) for n in total)
 
   def same(self, number: int) -> bool:
-    """Whether all workers bring the same number; all must call."""
+    """Whether all workers bring the same number below 2^24; all must call."""
     if not self._several:
       return True
     replicas = self._strategy.num_replicas_in_sync
@@ -43,3 +56,21 @@ class Agreement:
     total, squares = self._sum(
         tf.constant([number, number * number], tf.int64)).numpy()
     return int(total) ** 2 == replicas * int(squares)
+
+
+@contextlib.contextmanager
+def naming_lost_peers(machines: strategies.Machines) -> Iterator[None]:
+  """Turns TensorFlow's errors about other workers into one line."""
+  try:
+    yield
+  except _LOST as error:
+    lines = [line.strip() for line in (error.message or "").splitlines()]
+    # The cause comes last, after a stack and before what is always said.
+    reasons = [line for line in lines if line and not _CHAFF.search(line)]
+    reason = reasons[-1][:200] if reasons else type(error).__name__
+    is_internal = isinstance(error, tf.errors.InternalError)
+    if not machines.cluster or is_internal and not _PEER.search(reason):
+      raise
+    raise exits.PeerLost(
+        f"lost another worker ({reason}); start all workers again with the "
+        "same command, which goes on from the last checkpoint") from error

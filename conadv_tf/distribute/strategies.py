@@ -54,9 +54,18 @@ def connect(runtime: config.RuntimeConfig, machines: Machines
 
 
 def plan(runtime: config.RuntimeConfig, machines: Machines) -> None:
-  """Fills `num_replicas` in place, where it is null; sets up no device."""
+  """Fills `num_replicas` in place, where it is null; sets up no device.
+
+  Raises:
+    InputError: if it is not as many as there will be, as far as is known.
+  """
+  if machines != ALONE:
+    check_machines(runtime.strategy, machines)
   if runtime.num_replicas is None:
     runtime.num_replicas = planned_replicas(runtime.strategy, machines)
+  elif machines.cluster and runtime.strategy == "multi_worker_mirrored":
+    _check_count(runtime.strategy, runtime.num_replicas,
+                 planned_replicas(runtime.strategy, machines))
 
 
 def get(name: str, num_replicas: int | None = None,
@@ -80,12 +89,15 @@ def get(name: str, num_replicas: int | None = None,
   if name == "mirrored":
     return _mirrored(num_replicas or planned_replicas(name, machines))
   strategy = _strategy(name, communication, machines)
-  found = strategy.num_replicas_in_sync
-  if num_replicas not in (None, found):
-    raise _refusal(
-        f"runtime.num_replicas={num_replicas}, but {name} has {found} here; "
-        "set it to that, or leave it out")
+  if num_replicas is not None:
+    _check_count(name, num_replicas, strategy.num_replicas_in_sync)
   return strategy
+
+
+def _check_count(name: str, asked: int, found: int) -> None:
+  if asked != found:
+    raise _refusal(f"runtime.num_replicas={asked}, but {name} has {found} "
+                   "here; set it to that, or leave it out")
 
 
 # Two MirroredStrategy objects on the same logical CPUs break each other's

@@ -7,7 +7,7 @@ moment leaves the previous one as it was. Reading verifies the checksums and
 falls back to the one before, loudly.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 import dataclasses
 import hashlib
 import json
@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from typing import Any
+from typing import Any, BinaryIO
 import zipfile
 
 import numpy as np
@@ -28,7 +28,8 @@ from conadv_tf.training import trainer as trainers
 
 _STATE = "state.npz"
 _MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8,})$")
+# The second name is what a checkpoint has while it is being replaced.
+_NAME = re.compile(r"(?:step|tmp-old)-(\d{8,})$")
 _FORMAT = 1
 
 
@@ -60,7 +61,7 @@ class Checkpoints:
     if not os.path.isdir(self.directory):
       return []
     matches = (_NAME.match(name) for name in os.listdir(self.directory))
-    return sorted(int(match.group(1)) for match in matches if match)
+    return sorted({int(match.group(1)) for match in matches if match})
 
   def save(self, step: int, state: dict[str, np.ndarray],
            extra: dict[str, Any], keep: Collection[int] = ()) -> str:
@@ -81,7 +82,7 @@ class Checkpoints:
     os.makedirs(temporary)
     try:
       with open(os.path.join(temporary, _STATE), "wb") as file:
-        np.savez(file, **state)
+        write_arrays(file, state)
         file.flush()
         os.fsync(file.fileno())
       manifest = {"format": _FORMAT, "step": step, "files": {
@@ -100,7 +101,7 @@ class Checkpoints:
       self._remove_leftovers()
     for old in self.steps()[:-self._keep]:
       if old != step and old not in keep:
-        shutil.rmtree(self._path(old))
+        shutil.rmtree(self._path(old), ignore_errors=True)  # the next will
     return path
 
   def latest(self, prefer: int | None = None) -> Checkpoint | None:
@@ -147,12 +148,32 @@ class Checkpoints:
     return Checkpoint(step, state, manifest["extra"])
 
   def _path(self, step: int) -> str:
-    return os.path.join(self.directory, f"step-{step:08d}")
+    path, old = (os.path.join(self.directory, f"{name}-{step:08d}")
+                 for name in ("step", "tmp-old"))
+    return old if os.path.isdir(old) and not os.path.isdir(path) else path
 
   def _remove_leftovers(self) -> None:
     for name in os.listdir(self.directory):
-      if name.startswith("tmp-"):
-        shutil.rmtree(os.path.join(self.directory, name))
+      if not name.startswith("tmp-"):
+        continue
+      path = os.path.join(self.directory, name)
+      match = _NAME.match(name)
+      if match and self._path(int(match.group(1))) == path:
+        os.rename(path, os.path.join(self.directory, f"step-{match.group(1)}"))
+      else:
+        shutil.rmtree(path)
+
+
+def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+  """As `np.savez`, which forgets an archive that a full disk cut short.
+
+  Python would try to complete it some time later, and print a traceback.
+  """
+  with zipfile.ZipFile(file, "w") as archive:
+    for name, array in arrays.items():
+      with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(
+            member, np.asanyarray(array), allow_pickle=False)
 
 
 def _own_sha256(manifest: dict[str, Any]) -> str:

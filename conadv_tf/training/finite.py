@@ -33,7 +33,8 @@ class FiniteUpdates:
         for initial, name in ((-1, "first_nonfinite"), (0, "nonfinite")))
 
   def check(self, gradients: Sequence[tf.Tensor],
-            variables: Sequence[tf.Variable], step: tf.Tensor) -> tf.Tensor:
+            variables: Sequence[tf.Variable], step: tf.Tensor,
+            is_expected: tf.Tensor | bool) -> tf.Tensor:
     """Whether an update was finite that has been made; in a replica.
 
     Args:
@@ -41,6 +42,8 @@ class FiniteUpdates:
       variables: what the update changed, equal on all replicas. Finite
         gradients may be too large for them, or for their squares.
       step: int, the update's index.
+      is_expected: whether an overflow is no sign of divergence: while
+        a loss scale is still being lowered.
 
     Returns:
       bool [].
@@ -48,32 +51,30 @@ class FiniteUpdates:
     values = [*gradients, *(v.read_value() for v in variables)]
     finite = tf.reduce_all(tf.stack([
         tf.reduce_all(tf.math.is_finite(x)) for x in values]))
+    counts = ~(finite | is_expected)
     first = self.first.read_value()
     strategies.assign([self.first, self.count], [
-        tf.where(finite | (first >= 0), first, tf.cast(step, tf.int64)),
-        self.count.read_value() + tf.cast(~finite, tf.int64)])
+        tf.where(counts & (first < 0), tf.cast(step, tf.int64), first),
+        self.count.read_value() + tf.cast(counts, tf.int64)])
     return finite
 
-  def read(self, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """The values to come back to; none where nothing is skipped."""
-    return [v.read_value() for v in variables] if self.skip else []
 
-  def put_back(self, finite: tf.Tensor, variables: Sequence[tf.Variable],
-               values: Sequence[tf.Tensor]) -> None:
-    """Takes an update back that was not finite; in a replica.
+def take_back(finite: tf.Tensor, variables: Sequence[tf.Variable],
+              values: Sequence[tf.Tensor]) -> None:
+  """Puts values back where an update was not finite; in a replica.
 
-    An optimizer can take no part in a `tf.cond` under a strategy, hence the
-    selection between old and new values.
-    """
-    if self.skip:
-      strategies.assign(variables, [
-          tf.where(finite, v.read_value(), old)
-          for v, old in zip(variables, values, strict=True)])
+  An optimizer can take no part in a `tf.cond` under a strategy, hence the
+  selection between old and new values.
+  """
+  strategies.assign(variables, [
+      tf.where(finite, v.read_value(), old)
+      for v, old in zip(variables, values, strict=True)])
 
 
 def changed_by_an_update(
     network: networks.Network, optimizer: tf.keras.optimizers.Optimizer
 ) -> list[tf.Variable]:
   """Weights, statistics and slots; the count of updates goes on."""
+  optimizer = getattr(optimizer, "inner_optimizer", optimizer)
   return network.variables + [
       v for v in optimizer.variables if v is not optimizer.iterations]

@@ -132,7 +132,8 @@ class RunDirectory:
     if not self.writes:
       self.metrics().append(record)
     else:
-      with open(self.file("metrics.jsonl"), "a", encoding="utf-8") as file:
+      with self._naming_full_disks(), open(
+          self.file("metrics.jsonl"), "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
   def metrics(self) -> list[dict[str, Any]]:
@@ -194,9 +195,20 @@ class RunDirectory:
 
   def _replace(self, name: str, text: str) -> None:
     temporary = self.file(name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
-    os.replace(temporary, self.file(name))
+    with self._naming_full_disks():
+      with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+      os.replace(temporary, self.file(name))
+
+  @contextlib.contextmanager
+  def _naming_full_disks(self) -> Iterator[None]:
+    """Records must not be lost: the run ends, to be continued later."""
+    try:
+      yield
+    except OSError as error:
+      raise config_lib.InputError(
+          f"model_dir {self.path} cannot be written: {error.strerror}; make "
+          "room and run the same command") from error
 
 
 def keep_virtual_replicas(

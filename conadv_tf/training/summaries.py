@@ -1,6 +1,6 @@
 """TensorBoard events of a run: scalars and pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 import contextlib
 import logging
 import os
@@ -17,29 +17,28 @@ class Summaries:
     self._directory = directory
     self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
-  @contextlib.contextmanager
-  def _writing(self, split: str, step: int) -> Iterator[None]:
-    """Events go to this writer; a full disk costs them and no more."""
+  def _write(self, split: str, step: int, write: Callable[[], None]) -> None:
+    """Makes events go to this writer; a full disk costs them and no more."""
     if not self._writes:
-      with tf.summary.record_if(False):
-        yield
       return
     try:
       if split not in self._writers:
         self._writers[split] = tf.summary.create_file_writer(
             os.path.join(self._directory, split))
       with self._writers[split].as_default(step=step):
-        yield
+        write()
         self._writers[split].flush()
     except tf.errors.OpError as error:
       logging.warning("TensorBoard events of update %d are lost: %s", step,
-                      error.message)
+                      (error.message or "").split("\n")[0])
 
   def scalars(self, split: str, step: int, values: dict[str, float]) -> None:
     """Writes scalars at an update; names as in the logs of `fit`."""
-    with self._writing(split, step):
+    def write() -> None:
       for name, value in values.items():
         tf.summary.scalar(name, value)
+
+    self._write(split, step, write)
 
   def pictures(self, step: int, clean: tf.Tensor, adversarial: tf.Tensor,
                pixel_range: tuple[float, float]) -> None:
@@ -62,10 +61,9 @@ class Summaries:
         rows.shape[1] < 64) else rows
     if rows.shape[-1] not in (1, 3, 4):
       return
-    with self._writing("train", step):
-      tf.summary.image("clean, perturbation, adversarial",
-                       tf.clip_by_value(rows, 0.0, 1.0),
-                       max_outputs=rows.shape[0])
+    self._write("train", step, lambda: tf.summary.image(
+        "clean, perturbation, adversarial", tf.clip_by_value(rows, 0.0, 1.0),
+        max_outputs=rows.shape[0]))
 
   def close(self) -> None:
     """Writes out what is buffered."""

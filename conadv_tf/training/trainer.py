@@ -39,8 +39,7 @@ class Trainer(split_model.SplitModel):
     attack: the attack with the method's defaults filled in.
     step_counter: int64 variable, weight updates so far.
     nonfinite: which updates were not finite.
-    updates_next: set before an execution of another number of updates than
-      `steps_per_execution`.
+    updates_next: set before an execution of so many updates.
     snapshot_next: set before an execution that a checkpoint follows.
     snapshot: then the weights that made the held adversaries, for it.
   """
@@ -101,8 +100,7 @@ class Trainer(split_model.SplitModel):
     self._packing = self._accumulator = None
     self._held = self._element_spec = None
     self._primed = self._fed = False
-    self.updates_next: int | None = None
-    self.snapshot_next = False
+    self.updates_next, self.snapshot_next = None, False
     self.snapshot: list[Any] = []
     self._restored: list[Any] = []
     self._resumes = False
@@ -299,15 +297,17 @@ class Trainer(split_model.SplitModel):
     variables = self.network.trainable_variables
     guarded = finite.changed_by_an_update(self.network, self.optimizer)
     with tf.name_scope("update"):
-      before = self.nonfinite.read(guarded)
+      takes_back = self.nonfinite.skip or self._scales_loss
+      before = [v.read_value() for v in guarded] if takes_back else []
+      is_expected = self._scales_loss and self.optimizer.loss_scale > 1.0
       self._means.add_update(gradients, variables)
       self.network.update_statistics(statistics, self.method.segments(rows))
       self.optimizer.apply_gradients(zip(gradients, variables),
                                      skip_gradients_aggregation=True)
-      if not self._scales_loss:  # else overflows are expected and skipped
-        is_finite = self.nonfinite.check(
-            gradients, guarded, self.step_counter.read_value())
-        self.nonfinite.put_back(is_finite, guarded, before)
+      is_finite = self.nonfinite.check(
+          gradients, guarded, self.step_counter.read_value(), is_expected)
+      if takes_back:
+        finite.take_back(is_finite, guarded, before)
 
   # ---- The loop.
 

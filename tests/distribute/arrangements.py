@@ -32,7 +32,7 @@ CASES = {
         "data.image_size=16"),
     "moving statistics": "method.lag=2,attack.mode=moving,attack.norm=l2,"
                          "attack.direction=l2",
-    "skipping": "runtime.on_nan=skip_step,runtime.reduce_dtype=bfloat16",
+    "skipping": "runtime.on_nan=skip_step,method.lag=2",
     "deterministic": "method.lag=2,runtime.deterministic=true",
 }
 

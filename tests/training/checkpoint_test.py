@@ -122,7 +122,8 @@ def test_damage_is_noticed(
 
 
 @pytest.mark.parametrize('module, name', [
-    (np, 'savez'), (os, 'fsync'), (json, 'dump'), (os, 'rename')])
+    (checkpoint, 'write_arrays'), (os, 'fsync'), (json, 'dump'),
+    (os, 'rename')])
 def test_a_failed_save_leaves_the_others(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, module: Any,
     name: str) -> None:
@@ -139,6 +140,28 @@ def test_a_failed_save_leaves_the_others(
   assert checkpoints.latest().step == 3
   checkpoints.save(6, _state(6), {})
   assert checkpoints.latest().step == 6
+
+
+def test_a_kill_while_a_step_is_saved_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  checkpoints = _filled(tmp_path, 3)
+  before, rename = checkpoints.latest(), os.rename
+
+  def killed(source: str, target: str) -> None:
+    if os.path.basename(target) == 'step-00000003':
+      raise KeyboardInterrupt
+    rename(source, target)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(os, 'rename', killed)
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.save(3, _state(4), {})
+  assert 'step-00000003' not in os.listdir(checkpoints.directory)
+  assert checkpoints.steps() == [3]
+  np.testing.assert_equal(checkpoints.latest().state, before.state)
+  checkpoints.save(6, _state(6), {})
+  assert sorted(os.listdir(checkpoints.directory)) == [
+      'step-00000003', 'step-00000006']
 
 
 def test_what_a_kill_leaves_is_no_checkpoint(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,48 @@
+import numpy as np
+import tensorflow as tf
+
+from conadv_tf import experiment as experiments
+from conadv_tf.layers import network as networks
+from conadv_tf.training import means
+from tests import tiny
+
+
+def _trained(updates: int, *overrides: str) -> experiments.Experiment:
+  experiment = experiments.build(tiny.load(
+      'runtime.deterministic=false,schedule.epochs=20,'
+      'schedule.warmup_epochs=0', *overrides))
+  experiment.trainer.fit(
+      experiment.train_dataset(0), steps_per_epoch=updates, verbose=0)
+  return experiment
+
+
+def test_loss_scaling_may_overflow_but_not_for_ever() -> None:
+  """Weights that are too large: every update overflows, at any scale."""
+  options = ('runtime.precision=mixed_float16,schedule.peak_lr=1e30,'
+             'optimizer.name=sgd')
+  for updates, first in ((8, -1), (24, None)):
+    trainer = _trained(updates, options).trainer
+    # The scale starts at 2^15 and is halved with each; it ends at 1.
+    found = int(trainer.nonfinite.first)
+    assert found == first if first is not None else 15 <= found <= 18
+    # No such update has left anything behind, moving statistics neither.
+    for variable in trainer.network.variables:
+      assert np.isfinite(networks.read(variable)).all(), variable.name
+
+
+def test_finite_updates_are_not_counted() -> None:
+  for precision in ('float32', 'mixed_float16'):
+    trainer = _trained(4, f'runtime.precision={precision}').trainer
+    assert int(trainer.nonfinite.first) == -1
+    assert int(trainer.nonfinite.count) == 0
+
+
+def test_means_leave_out_the_term_that_is_not_finite() -> None:
+  shown = means.Means(tf.keras.optimizers.SGD(), skip_nonfinite=True)
+  shown._by_name['other'] = tf.keras.metrics.Mean('other')
+  shown.add_terms({'loss': tf.constant(np.nan), 'other': tf.constant(2.0)},
+                  tf.constant(3.0))
+  shown.add_terms({'loss': tf.constant(1.0), 'other': tf.constant(4.0)},
+                  tf.constant(1.0))
+  assert float(shown.loss.result()) == 1.0
+  assert float(shown._by_name['other'].result()) == 2.5
