@@ -32,7 +32,7 @@ HOST = frozenset({
     # the largest: constants, since all are equal.
     'Pack', 'Max'})
 # An evaluation also adds up the replicas' sums.
-HOST_OF_EVALUATION = HOST | {'AddN'}
+HOST_OF_EVALUATION = HOST | {'AddN', 'Cast'}
 
 # kTpuAllTypes (see the list) without the quantised and 8 bit float types. A
 # resource is a variable; a variant is a TensorList, an array for XLA.

@@ -57,7 +57,7 @@ def test_only_the_training_pass_talks_to_other_replicas(
       iter(mirrored.experimental_distribute_dataset(running.dataset(32)))).graph
   names = [op.name for op in graph.get_operations() if re.search(
       'AllReduce|Collective|NcclAll', op.type)]
-  assert [n for n in names if 'update' in n]
+  assert [n for n in names if 'forward' in n]
   assert not [n for n in names if 'attack' in n]
 
 

@@ -6,15 +6,18 @@ from matplotlib import colors, image
 import numpy as np
 
 from tests import commands
-from tools import plot_scaling
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def test_the_page_has_what_the_tool_prints() -> None:
+def test_the_page_has_what_the_tool_prints(tmp_path: pathlib.Path) -> None:
   page = (_ROOT / 'docs/scaling.md').read_text('utf-8')
   flat = ' '.join(page.split())
-  for part in plot_scaling.report().split('\n\n'):
+  # Run, not imported: tools share the names of their flags.
+  done = commands.run('tools.plot_scaling', f'--output={tmp_path}/scaling.png')
+  parts = done.out.strip().split('\n\n')
+  assert len(parts) > 3
+  for part in parts:
     if part.startswith('|'):
       assert part in page, 'print the tables again: tools.plot_scaling'
     else:
@@ -26,7 +29,6 @@ def test_tables_and_picture(tmp_path: pathlib.Path) -> None:
   output = tmp_path / 'scaling.png'
   done = commands.run('tools.plot_scaling', f'--output={output}')
   assert done.code == 0, done.err
-  assert done.out.strip() == plot_scaling.report()
   assert 'no measurement of the machines' in done.out
   rows = [line for line in done.out.splitlines() if line.startswith('| Table')]
   assert len(rows) == 8 and '| 227 s \N{DAGGER} | 129.0 |' in rows[-1]
