@@ -19,9 +19,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import random
-import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -30,7 +27,7 @@ from absl import flags
 
 from conadv_tf import command_line
 from conadv_tf.config import InputError
-from tools import fault_drill_group, fault_drill_job
+from tools import fault_drill_group, fault_drill_job, fault_drill_plan
 
 _KILLS = flags.DEFINE_integer(
     "kills", 50, "How many faults there are.", lower_bound=1)
@@ -39,51 +36,11 @@ _WORKERS = flags.DEFINE_integer(
     "workers", 2, "How many processes the job has.", lower_bound=2)
 _OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the result.")
 
-_KINDS = {signal.SIGKILL: 0.7, signal.SIGTERM: 0.15, signal.SIGSTOP: 0.15}
-_WHILE_STARTING = 0.2  # share of the faults
-_START_SECONDS = 8.0  # a start takes about so long
-_UPDATES = 30  # for each fault
 _PATIENCE = 300.0  # seconds, until something is very wrong
 
 
-@dataclasses.dataclass
-class Fault:
-  """What is done to one worker, and what came of it.
-
-  Attributes:
-    kind: a signal.
-    worker: that receives it.
-    update: after which it does; None where workers start.
-    delay: seconds after that update was seen, or after the start.
-    stopped: seconds until no worker was left.
-    trained: seconds until the next evaluation was made.
-    code: of the worker that ended first.
-  """
-
-  kind: signal.Signals
-  worker: int
-  update: int | None
-  delay: float
-  stopped: float | None = None
-  trained: float | None = None
-  code: int | None = None
-
-
-def plan(kills: int, seed: int, workers: int) -> list[Fault]:
-  """Random faults, in their order."""
-  generator = random.Random(seed)
-  kinds = generator.choices(list(_KINDS), list(_KINDS.values()), k=kills)
-  starting = [generator.random() < _WHILE_STARTING for _ in kinds]
-  updates = iter(sorted(generator.sample(
-      range(_UPDATES // 2, _UPDATES * kills), starting.count(False))))
-  return [
-      Fault(kind, generator.randrange(workers),
-            None if starts else next(updates),
-            generator.uniform(0, _START_SECONDS if starts else 1.0))
-      for kind, starts in zip(kinds, starting)]
-
-
-def hurt(group: fault_drill_group.Group, faults: list[Fault]) -> None:
+def hurt(group: fault_drill_group.Group,
+         faults: list[fault_drill_plan.Fault]) -> None:
   """Sends all faults, waiting for what comes of each.
 
   Raises:
@@ -113,27 +70,9 @@ def hurt(group: fault_drill_group.Group, faults: list[Fault]) -> None:
     fault.trained = group.wait_for_update(restarted, 1, _PATIENCE) - now
 
 
-def table(faults: list[Fault]) -> str:
-  """Markdown: how long it took, by kind and moment."""
-  rows = ["| fault | how many | all stopped after, s (median, max) | trained "
-          "again after, s (median, max) | codes of the first to end |",
-          "|---|---|---|---|---|"]
-  for kind in _KINDS:
-    for starts in (False, True):
-      group = [f for f in faults
-               if f.kind == kind and (f.update is None) == starts]
-      if group:
-        times = [", ".join(f"{x:.1f}" for x in (statistics.median(t), max(t)))
-                 for t in ([f.stopped for f in group],
-                           [f.trained for f in group])]
-        codes = ", ".join(map(str, sorted({f.code for f in group})))
-        rows.append(f"| {kind.name}{' while starting' * starts} | {len(group)} "
-                    f"| {times[0]} | {times[1]} | {codes} |")
-  return "\n".join(rows)
-
-
 def _command(kills: int, model_dir: pathlib.Path) -> list[str]:
-  return fault_drill_job.command(_UPDATES * (kills + 1), model_dir)
+  return fault_drill_job.command(
+      fault_drill_plan.UPDATES * (kills + 1), model_dir)
 
 
 def drill(kills: int, seed: int, workers: int, folder: pathlib.Path
@@ -155,19 +94,20 @@ def drill(kills: int, seed: int, workers: int, folder: pathlib.Path
   begin = time.monotonic()
   with fault_drill_group.Group(_command(kills, folder / "unbroken"), workers,
                            0, folder / "unbroken.log") as group:
-    group.wait_for_end(_PATIENCE + kills * _UPDATES)
+    group.wait_for_end(_PATIENCE + kills * fault_drill_plan.UPDATES)
   unbroken = time.monotonic() - begin
-  faults = plan(kills, seed, workers)
+  faults = fault_drill_plan.plan(kills, seed, workers)
   # A few more: under load a start may fail by itself.
   with fault_drill_group.Group(_command(kills, folder / "drilled"), workers,
                            kills + 5, folder / "drilled.log") as group:
     hurt(group, faults)
-    group.wait_for_end(_PATIENCE + kills * _UPDATES)
+    group.wait_for_end(_PATIENCE + kills * fault_drill_plan.UPDATES)
     restarts = group.restarts
-  print(table(faults))
+  print(fault_drill_plan.table(faults))
   return {
       "seed": seed, "workers": workers, "kills": kills, "restarts": restarts,
-      "updates": _UPDATES * (kills + 1), "seconds_unbroken": unbroken,
+      "updates": fault_drill_plan.UPDATES * (kills + 1),
+      "seconds_unbroken": unbroken,
       "seconds": time.monotonic() - begin - unbroken,
       "differences": fault_drill_job.differences(
           folder / "unbroken", folder / "drilled"),

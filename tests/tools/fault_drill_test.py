@@ -11,15 +11,15 @@ import sys
 import numpy as np
 import pytest
 
-from tools import fault_drill, fault_drill_job
+from tools import fault_drill_job, fault_drill_plan
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_plan() -> None:
-  faults = fault_drill.plan(400, seed=3, workers=3)
-  assert faults == fault_drill.plan(400, seed=3, workers=3)
-  assert faults != fault_drill.plan(400, seed=4, workers=3)
+  faults = fault_drill_plan.plan(400, seed=3, workers=3)
+  assert faults == fault_drill_plan.plan(400, seed=3, workers=3)
+  assert faults != fault_drill_plan.plan(400, seed=4, workers=3)
   kinds = collections.Counter(fault.kind for fault in faults)
   # 0.7 and 0.15 of 400, within four standard deviations.
   assert abs(kinds[signal.SIGKILL] - 280) < 37
@@ -59,10 +59,11 @@ def test_differences(tmp_path: pathlib.Path) -> None:
 
 def test_table() -> None:
   def fault(kind: signal.Signals, update: int | None, stopped: float,
-            code: int) -> fault_drill.Fault:
-    return fault_drill.Fault(kind, 0, update, 0.5, stopped, 10 * stopped, code)
+            code: int) -> fault_drill_plan.Fault:
+    return fault_drill_plan.Fault(
+        kind, 0, update, 0.5, stopped, 10 * stopped, code)
 
-  assert fault_drill.table([
+  assert fault_drill_plan.table([
       fault(signal.SIGTERM, None, 4.0, 143),
       *(fault(signal.SIGKILL, 7, x, 137) for x in (1.0, 9.0, 2.0))
   ]).splitlines()[2:] == [
