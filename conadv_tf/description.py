@@ -8,9 +8,9 @@ import math
 
 import tensorflow as tf
 
+from conadv_tf import attacks, components, optimizers
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
-from conadv_tf import optimizers
 from conadv_tf.config import mlperf_rules
 from conadv_tf.distribute import strategies
 from conadv_tf.layers import split_batch_norm
@@ -58,8 +58,8 @@ def describe(experiment: experiments.Experiment) -> str:
       experiment.config,
       Counts(train.num_examples, experiment.splits.validation.num_examples,
              train.image_shape, train.num_classes),
-      _measure(experiment.trainer.network.model),
-      experiment.trainer.method, experiment.schedule))
+      _measure(experiment.trainer.network.model), experiment.trainer.method,
+      experiment.trainer.attack, experiment.schedule))
 
 
 def describe_config(config: config_lib.ExperimentConfig,
@@ -79,13 +79,14 @@ def describe_config(config: config_lib.ExperimentConfig,
   """
   found, config = plan(config, machines)
   try:
-    method = experiments.METHODS[config.method.name](config.method)
+    method = components.METHODS[config.method.name](config.method)
+    attack = method.default_attack(components.attack(config.attack))
     figures = _model_figures(
         config.model.name, json.dumps(config.model.args),
         found.image_shape, found.num_classes)
   except ValueError as error:
     raise config_lib.InputError(error) from error
-  lines = _lines(config, found, figures, method, schedule(config))
+  lines = _lines(config, found, figures, method, attack, schedule(config))
   unused = config_lib.unused_keys(config)
   if unused:
     lines.append(f"set but not used: {', '.join(unused)}")
@@ -96,7 +97,7 @@ def plan(config: config_lib.ExperimentConfig,
          machines: strategies.Machines = strategies.ALONE
          ) -> tuple[Counts, config_lib.ExperimentConfig]:
   """Returns what is known of the data, and the resolved configuration."""
-  experiments.check_names(config)
+  components.check_names(config)
   strategies.plan(config.runtime, machines)
   config_lib.check_batch(config)  # before the data are loaded
   found = counts(config)
@@ -104,9 +105,9 @@ def plan(config: config_lib.ExperimentConfig,
   return found, config_lib.resolve(config, found.train)
 
 
-def schedule(config: config_lib.ExperimentConfig) -> experiments.Schedule:
+def schedule(config: config_lib.ExperimentConfig) -> components.Schedule:
   """The learning rates of a resolved configuration."""
-  return experiments.SCHEDULES[config.schedule.name](
+  return components.SCHEDULES[config.schedule.name](
       config.schedule, config.derived)
 
 
@@ -130,7 +131,7 @@ def counts(config: config_lib.ExperimentConfig) -> Counts:
           f"{data.train_examples}, the size of the training set")
     return Counts(train, data.validation_examples,
                   (data.image_size, data.image_size, 3), data.num_classes)
-  splits = experiments.DATASETS[data.name](data)
+  splits = components.DATASETS[data.name](data)
   return Counts(splits.train.num_examples, splits.validation.num_examples,
                 splits.train.image_shape, splits.train.num_classes)
 
@@ -158,7 +159,7 @@ def evaluation_updates(config: config_lib.ExperimentConfig) -> list[int]:
 def _model_figures(name: str, args: str, image_shape: tuple[int, int, int],
                    num_classes: int) -> _ModelFigures:
   config = config_lib.ModelConfig(name=name, args=json.loads(args))
-  return _measure(experiments.build_model(config, image_shape, num_classes))
+  return _measure(components.build_model(config, image_shape, num_classes))
 
 
 def _measure(model: tf.keras.Model) -> _ModelFigures:
@@ -181,7 +182,7 @@ def _measure(model: tf.keras.Model) -> _ModelFigures:
 
 def _lines(config: config_lib.ExperimentConfig, found: Counts,
            figures: _ModelFigures, method: method_lib.Method,
-           rates: experiments.Schedule) -> list[str]:
+           attack: attacks.Pgd, rates: components.Schedule) -> list[str]:
   """Every aspect of a resolved configuration."""
   validation = ("unknown" if found.validation is None
                 else f"{found.validation:,}")
@@ -192,15 +193,14 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
       f"model: {config.model.name}, {figures.parameters:,} trainable "
       f"parameters, {figures.norms} batch normalisations in branches "
       f"{', '.join(method.branches)}",
-      f"method: {config.method.name}, lag {method.lag}; forward passes F a "
+      f"method: {_method_name(config)}, lag {method.lag}; forward passes F a "
       f"step: {method.passes_per_step:g} in all, {method.longest_chain:g} "
       "in a row (vanilla: 3 and 2)",
   ]
   if method.attacks:
-    attack = config.attack
     lines.append(
         f"attack: radius {attack.radius:g}, {attack.steps} step(s) of "
-        f"{config.derived.step_size:g}, all in 1/255 ({attack.norm}, "
+        f"{attack.resolved_step_size:g}, all in 1/255 ({attack.norm}, "
         f"{attack.direction})")
   lines += _batch_lines(config, method)
   lines += [_rate_line(config, rates), _evaluation_line(config)]
@@ -210,13 +210,22 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
         f"lars: {figures.excluded + further} of {figures.tensors + further} "
         "tensors (rank <= 1: batch normalisation and biases) take no scaling "
         "and no decay")
-  lines += _memory_lines(config, found, figures, method)
+  lines += _memory_lines(config, found, figures, method, attack)
   if config.mlperf.log:
     conflicts = mlperf_rules.conflicts(config)
     lines.append("mlperf: " + (
         "not legal in the closed division: " + "; ".join(conflicts)
         if conflicts else "legal hyper-parameters for the closed division"))
   return lines
+
+
+def _method_name(config: config_lib.ExperimentConfig) -> str:
+  method, said = config.method, [config.method.name]
+  if method.name == "conadv" and method.adversary == "recycled":
+    said.append("recycled adversaries")
+  elif method.name == "conadv" and method.pairing == "next_batch":
+    said.append("beside the next batch")
+  return ", ".join(said)
 
 
 def _batch_lines(config: config_lib.ExperimentConfig,
@@ -240,7 +249,7 @@ def _batch_lines(config: config_lib.ExperimentConfig,
 
 
 def _rate_line(config: config_lib.ExperimentConfig,
-               rates: experiments.Schedule) -> str:
+               rates: components.Schedule) -> str:
   derived = config.derived
   total = derived.total_steps
   # Of names for one update, in a short run, the last one stays.
@@ -271,23 +280,25 @@ def _evaluation_line(config: config_lib.ExperimentConfig) -> str:
 
 
 def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
-                  figures: _ModelFigures, method: method_lib.Method
-                  ) -> list[str]:
+                  figures: _ModelFigures, method: method_lib.Method,
+                  attack: attacks.Pgd) -> list[str]:
   """Bytes held between updates, over all virtual replicas."""
   lines = []
-  if method.lookahead:
-    held = {"images": 0, "adversaries": 0, "labels and weights": 0}
-    for spec in tf.nest.flatten(
-        method.held_spec(_batch_spec(config, found, method))):
-      kind = ("labels and weights" if spec.shape.rank < 4 else
-              "images" if spec.dtype == tf.uint8 else "adversaries")
-      held[kind] += (spec.shape.num_elements() * spec.dtype.size
-                     * config.derived.virtual_replicas)
-    share = sum(held.values()) / config.runtime.num_replicas
+  held = method.held_spec(_batch_spec(config, found, method), attack)
+  if method.lookahead or method.lookback:
+    def size(part: object) -> int:
+      return config.derived.virtual_replicas * sum(
+          spec.shape.num_elements() * spec.dtype.size
+          for spec in tf.nest.flatten(part))
+
+    images = size([held.batch.image, held.batch.augmented])
+    perturbations = size(held.perturbation)
+    rest = size([held.batch.label, held.batch.weight])
+    share = (images + perturbations + rest) / config.runtime.num_replicas
     lines.append(
-        f"held: images {_bytes(held['images'])} (uint8), adversaries "
-        f"{_bytes(held['adversaries'])} (float32), labels and weights "
-        f"{_bytes(held['labels and weights'])}; {_bytes(share)} a replica")
+        f"held: images {_bytes(images)} (uint8), perturbations "
+        f"{_bytes(perturbations)} ({held.perturbation.dtype.name}), labels "
+        f"and weights {_bytes(rest)}; {_bytes(share)} a replica")
   if method.lagged_copies:
     numbers = figures.numbers + (
         len(method.branches) - 1) * figures.branch_numbers

@@ -1,156 +1,26 @@
-"""Assembles an experiment from its configuration.
-
-The dictionaries here are the only places where names become code.
-"""
+"""Assembles an experiment from its configuration."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import difflib
 import functools
-from typing import Any
 
 import tensorflow as tf
 
-from conadv_tf import attacks, methods, optimizers
+from conadv_tf import components
 from conadv_tf import config as config_lib
-from conadv_tf.data import (
-  digits,
-  image_folder,
-  npz,
-  pipeline,
-  synthetic,
-  tfds_source,
-  tfrecord,
-)
+from conadv_tf.data import pipeline
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
 from conadv_tf.evaluation import clean, robust
 from conadv_tf.layers import routing
-from conadv_tf.methods import method as method_lib
-from conadv_tf.models import applications, resnet, resnet_cifar, user
+from conadv_tf.models import user
 from conadv_tf.objectives import per_example
 from conadv_tf.training import stopping
 from conadv_tf.training import trainer as trainers
 
 # Images come as uint8 and models hold their own normalisation.
 PIXEL_RANGE = (0.0, 255.0)
-
-DATASETS: dict[str, Callable[[config_lib.DataConfig], sources.Splits]] = {
-    "digits": digits.load,
-    "image_folder": image_folder.load,
-    "npz": npz.load,
-    "synthetic": synthetic.load,
-    "tfds": tfds_source.load,
-    "tfrecord": tfrecord.load,
-}
-
-MODELS: dict[str, Callable[..., tf.keras.Model]] = {
-    "resnet8": resnet_cifar.resnet8,
-    "resnet20": resnet_cifar.resnet20,
-    "resnet32": resnet_cifar.resnet32,
-    "resnet56": resnet_cifar.resnet56,
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
-    "resnet50": resnet.resnet50,
-    "resnet101": resnet.resnet101,
-    "resnet152": resnet.resnet152,
-}
-
-
-def _adversarial_options(method: config_lib.MethodConfig) -> dict[str, Any]:
-  return dict(adversarial_fraction=method.adversarial_fraction,
-              adversarial_weight=method.adversarial_weight,
-              bn_branches=method.bn_branches,
-              rebalance_branch_gradients=method.rebalance_branch_gradients)
-
-
-METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
-    "vanilla": lambda m: methods.Vanilla(),
-    "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
-    "conadv": lambda m: methods.ConAdv(
-        lag=m.lag, execution=m.execution, **_adversarial_options(m)),
-}
-
-
-def _keras_options(o: config_lib.OptimizerConfig) -> dict[str, Any]:
-  """What every Keras optimizer can do: clip gradients, average weights."""
-  options = {name: getattr(o, name)
-             for name in ("clipnorm", "clipvalue", "global_clipnorm")}
-  if o.ema_momentum is not None:
-    options.update(use_ema=True, ema_momentum=o.ema_momentum)
-  return options
-
-
-OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
-    "lars": lambda o, lr: optimizers.Lars(
-        lr, momentum=o.momentum, weight_decay=o.weight_decay, eeta=o.eeta,
-        epsilon=o.epsilon or 0.0, nesterov=o.nesterov, **_keras_options(o)),
-    "sgd": lambda o, lr: tf.keras.optimizers.SGD(
-        lr, momentum=o.momentum, nesterov=o.nesterov,
-        weight_decay=o.weight_decay or None, **_keras_options(o)),
-    "adamw": lambda o, lr: tf.keras.optimizers.AdamW(
-        lr, weight_decay=o.weight_decay, beta_1=o.beta_1, beta_2=o.beta_2,
-        epsilon=1e-7 if o.epsilon is None else o.epsilon,
-        **_keras_options(o)),
-}
-
-Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
-
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "polynomial": lambda s, d: optimizers.Polynomial(
-        s.peak_lr, d.total_steps + (s.convention == "mlperf"), d.warmup_steps,
-        s.power, s.end_lr),
-    "cosine": lambda s, d: optimizers.Cosine(
-        s.peak_lr, d.total_steps, d.warmup_steps, s.end_lr),
-    "cyclic": lambda s, d: optimizers.Cyclic(s.peak_lr, d.total_steps),
-    "constant": lambda s, d: optimizers.Constant(s.peak_lr, d.warmup_steps),
-    "piecewise": lambda s, d: optimizers.Piecewise(
-        s.peak_lr, [round(b * d.steps_per_epoch) for b in s.boundaries],
-        s.values, d.warmup_steps),
-}
-
-
-def _known(kind: str, table: dict[str, Any], name: str) -> Any:
-  if name in table:
-    return table[name]
-  near = difflib.get_close_matches(name, table, n=1)
-  hint = f"; did you mean {near[0]}?" if near else ""
-  raise config_lib.InputError(
-      f"{kind}={name}: unknown; known are {', '.join(table)}{hint}")
-
-
-def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
-  if ":" in name:
-    return user.builder(name)
-  if name in MODELS:
-    return MODELS[name]
-  if name in applications.names():
-    return applications.builder(name)
-  everything = dict.fromkeys([*MODELS, *applications.names()])
-  return _known("model.name", everything, name)
-
-
-def build_model(model: config_lib.ModelConfig,
-                image_shape: tuple[int, int, int], num_classes: int
-                ) -> tf.keras.Model:
-  """The plain Keras model that a configuration names, not trained."""
-  return _model_builder(model.name)(
-      image_shape, num_classes, **(model.args or {}))
-
-
-def check_names(config: config_lib.ExperimentConfig) -> None:
-  """Looks up every name of the configuration; loads and builds nothing.
-
-  Raises:
-    InputError: that lists the known names.
-  """
-  _known("data.name", DATASETS, config.data.name)
-  _model_builder(config.model.name)
-  _known("method.name", METHODS, config.method.name)
-  for name in config.evaluation.attacks:
-    robust.named_attack(name, config.attack.radius)
-
 
 @contextlib.contextmanager
 def naming_unreadable_images(splits: sources.Splits) -> Iterator[None]:
@@ -192,7 +62,7 @@ class Experiment:
   splits: sources.Splits
   strategy: tf.distribute.Strategy
   trainer: trainers.Trainer
-  schedule: Schedule
+  schedule: components.Schedule
   outputs: str
   between_batches: Callable[[], None] = lambda: None
   _iterators: dict[str, Iterator] = dataclasses.field(default_factory=dict)
@@ -211,8 +81,10 @@ class Experiment:
     own replicas.
     """
     data, derived = self.config.data, self.config.derived
-    runtime = self.config.runtime
-    steps = derived.total_steps - start_step + self.trainer.method.lookahead
+    runtime, method = self.config.runtime, self.trainer.method
+    # What a resumed run holds is made again from the batch before.
+    start_step = max(0, start_step - method.lookback)
+    steps = derived.total_steps - start_step + method.lookahead
 
     def of_pipeline(shard: pipeline.Shard) -> tf.data.Dataset:
       return self.smoothed(pipeline.train_dataset(
@@ -221,7 +93,7 @@ class Experiment:
           augment=data.augment, start_step=start_step, num_steps=steps,
           shard=shard, input_shards=data.input_shards,
           deterministic=data.deterministic,
-          streams=1 + self.trainer.method.augments, mixup=data.mixup,
+          streams=1 + method.augments, mixup=data.mixup,
           cutmix=data.cutmix, replicas=runtime.num_replicas // shard.count))
 
     return self._shared(of_pipeline, derived.replica_batch_size)
@@ -361,9 +233,9 @@ def build(config: config_lib.ExperimentConfig,
   Raises:
     InputError: if the configuration or the data are not usable.
   """
-  check_names(config)
+  components.check_names(config)
   strategy = strategies.connect(config.runtime, machines)
-  splits = splits or DATASETS[config.data.name](config.data)
+  splits = splits or components.DATASETS[config.data.name](config.data)
   config = config_lib.resolve(config, splits.train.num_examples)
   stopping.check(config.evaluation, splits.train.num_classes)
   _sample(splits.train, config.evaluation.train_examples)  # a stream refuses
@@ -371,25 +243,26 @@ def build(config: config_lib.ExperimentConfig,
   tf.keras.utils.set_random_seed(config.seed)
   if runtime.deterministic:
     tf.config.experimental.enable_op_determinism()
-  schedule = SCHEDULES[config.schedule.name](config.schedule, config.derived)
-  attack = attacks.Pgd(**{
-      field.name: getattr(config.attack, field.name)
-      for field in dataclasses.fields(attacks.Pgd)})
+  schedule = components.SCHEDULES[config.schedule.name](
+      config.schedule, config.derived)
   with _precision(runtime.precision), strategy.scope():
-    model = build_model(
+    model = components.build_model(
         config.model, splits.train.image_shape, splits.train.num_classes)
     try:
       trainer = trainers.Trainer(
-          model, METHODS[config.method.name](config.method), attack,
+          model, components.METHODS[config.method.name](config.method),
+          components.attack(config.attack),
           pixel_range=PIXEL_RANGE, seed=config.seed,
           micro_batches=runtime.micro_batches,
           deterministic=runtime.deterministic,
           reduce_dtype=runtime.reduce_dtype,
           bn_group_size=config.bn.group_size,
-          skip_nonfinite=runtime.on_nan == "skip_step")
+          skip_nonfinite=runtime.on_nan == "skip_step",
+          training_pass=runtime.training_pass)
       outputs = user.outputs(model, splits.train.image_shape)
       trainer.compile(
-          OPTIMIZERS[config.optimizer.name](config.optimizer, schedule),
+          components.OPTIMIZERS[config.optimizer.name](
+              config.optimizer, schedule),
           _cross_entropy(outputs, has_soft_labels(config)),
           metrics=["accuracy"],
           jit_compile=runtime.jit_compile or None,

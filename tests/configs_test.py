@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from conadv_tf import config, description, experiment, runs
+from conadv_tf import components, config, description, runs
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _OVERLAYS_OF = 'configs/imagenet/batch/'
@@ -114,7 +114,7 @@ def test_the_head_of_an_overlay_says_how_it_is_used(path: str) -> None:
 @pytest.mark.parametrize('path', _FILES)
 def test_names_are_known_and_every_key_is_used(path: str) -> None:
   loaded = _load(path)
-  experiment.check_names(loaded)
+  components.check_names(loaded)
   assert config.unused_keys(loaded) == []
   examples = loaded.data.train_examples or 50_000
   resolved = config.resolve(loaded, examples)

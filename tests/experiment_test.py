@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import config, experiment
+from conadv_tf import components, config, experiment
 from conadv_tf.training import perturbation
 from tests import tiny
 
@@ -124,5 +124,5 @@ def test_the_seed_makes_the_weights() -> None:
 ])
 def test_unknown_names(pairs: str, message: str) -> None:
   with pytest.raises(config.InputError) as raised:
-    experiment.check_names(tiny.load(pairs))
+    components.check_names(tiny.load(pairs))
   assert message in str(raised.value)

@@ -1,6 +1,7 @@
 """Steps that the benchmarks have in common; no flags."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -8,6 +9,32 @@ import conadv_tf as ca
 from conadv_tf.methods import method as methods
 
 Step = Callable[[], dict[str, tf.Tensor]]
+
+_PAPER = ca.attacks.Pgd(radius=4)
+_FGSM = ca.attacks.Pgd(radius=4, random_start=0.0)
+_RANDOM_START = ca.attacks.Pgd(radius=4, random_start=1.0)
+
+
+class Row(NamedTuple):
+  """A step that is measured.
+
+  Attributes:
+    step: runs it; its result is there when it has been read.
+    function: the `tf.function` that does the work.
+    iterator: its argument.
+    trainer: whose step it is; None for others'.
+  """
+
+  step: Step
+  function: Any
+  iterator: Any
+  trainer: ca.Trainer | None = None
+
+
+def row(function: Any, data: Any) -> Row:
+  """A `tf.function` of an iterator."""
+  iterator = iter(data)
+  return Row(lambda: function(iterator), function, iterator)
 
 
 def optimizer() -> tf.keras.optimizers.Optimizer:
@@ -20,8 +47,8 @@ def loss() -> tf.keras.losses.Loss:
   return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def fit_step(model: tf.keras.Model, data: object) -> Step:
-  """One execution of what `fit` calls for every update.
+def fit_row(model: tf.keras.Model, data: Any) -> Row:
+  """What `fit` calls for an execution of one update.
 
   Args:
     model: a plain Keras model or a trainer, not compiled; under a strategy
@@ -39,11 +66,75 @@ def fit_step(model: tf.keras.Model, data: object) -> Step:
       functions.append(self.model.train_function)
 
   model.fit(data, steps_per_epoch=1, verbose=0, callbacks=[Capture()])
-  iterator = iter(data)
-  return lambda: functions[0](iterator)
+  made = row(functions[0], data)
+  if isinstance(model, ca.Trainer):
+    loop = model._loop  # pylint: disable=protected-access
+    made = made._replace(function=loop.one, trainer=model)
+  return made
 
 
-def trainer(method: methods.Method, model: tf.keras.Model) -> ca.Trainer:
-  """A trainer for images of 0 to 255, with the paper's attack."""
-  return ca.Trainer(model, method, ca.attacks.Pgd(radius=4),
-                    pixel_range=(0., 255.))
+def fit_step(model: tf.keras.Model, data: Any) -> Step:
+  """The step of `fit_row`."""
+  return fit_row(model, data).step
+
+
+def trainer(method: methods.Method, model: tf.keras.Model,
+            attack: ca.attacks.Pgd = _PAPER, **options: Any) -> ca.Trainer:
+  """A trainer for images of 0 to 255, by default with the paper's attack."""
+  return ca.Trainer(model, method, attack, pixel_range=(0., 255.), **options)
+
+
+class _Ours(NamedTuple):
+  """A row of ours: its method, form (None: the regime's) and attack."""
+
+  method: Callable[[], methods.Method]
+  training_pass: str | None = None
+  attack: ca.attacks.Pgd = _PAPER
+
+
+def _fractions() -> dict[str, _Ours]:
+  made = {}
+  for name, method in (("conadv", ca.methods.ConAdv),
+                       ("recycled", ca.methods.Recycled)):
+    for share in (0.2, 0.5, 0.6):
+      made[f"{name}_fraction_{share}"] = _Ours(
+          lambda method=method, share=share: method(
+              adversarial_fraction=share))
+  return made
+
+
+OURS = {
+    "vanilla": _Ours(ca.methods.Vanilla),
+    "disadv_joined": _Ours(ca.methods.DisAdv, "joined"),
+    "disadv_separate": _Ours(ca.methods.DisAdv, "separate"),
+    "conadv_joined": _Ours(ca.methods.ConAdv, "joined"),
+    "conadv_separate": _Ours(ca.methods.ConAdv, "separate"),
+    "conadv_sequential": _Ours(
+        lambda: ca.methods.ConAdv(execution="sequential")),
+    "conadv_lag2": _Ours(lambda: ca.methods.ConAdv(lag=2)),
+    "recycled_lag0": _Ours(lambda: ca.methods.Recycled(lag=0)),
+    "recycled_joined": _Ours(ca.methods.Recycled, "joined"),
+    "recycled_separate": _Ours(ca.methods.Recycled, "separate"),
+    **_fractions(),
+    "disadv_shared": _Ours(
+        lambda: ca.methods.DisAdv(bn_branches=1), attack=_FGSM),
+    "disadv_shared_random_start": _Ours(
+        lambda: ca.methods.DisAdv(bn_branches=1), attack=_RANDOM_START),
+}
+
+
+def ours(name: str, model: tf.keras.Model, data: Any, *, training_pass: str,
+         micro_batches: int = 1) -> Row:
+  """A row of `OURS`.
+
+  Args:
+    name: of the row.
+    model: a plain Keras model.
+    data: endless, of micro batches.
+    training_pass: of a row that names none.
+    micro_batches: of an update.
+  """
+  kind = OURS[name]
+  return fit_row(trainer(
+      kind.method(), model, kind.attack, micro_batches=micro_batches,
+      training_pass=kind.training_pass or training_pass), data)

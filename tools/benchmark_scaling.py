@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from conadv_tf import experiment
+from conadv_tf import components
 from conadv_tf.analysis import cost_fit, cost_model
 from conadv_tf.config import InputError
 from tools import scaling_worker
@@ -51,7 +51,7 @@ class Settings:
   """What is measured.
 
   Attributes:
-    model: a name of `experiment.MODELS`.
+    model: a name of `components.MODELS`.
     batch_size: of one worker, even.
     rounds: after the warm-up.
     steps: of each row and column in a round, at least 1.
@@ -69,9 +69,9 @@ def run(settings: Settings) -> dict[str, object]:
   Raises:
     InputError: if the settings or the machine do not allow it.
   """
-  if settings.model not in experiment.MODELS:
+  if settings.model not in components.MODELS:
     raise InputError(f"--model={settings.model}: unknown; known are "
-                     f"{', '.join(experiment.MODELS)}")
+                     f"{', '.join(components.MODELS)}")
   if settings.batch_size % 2:
     raise InputError(f"--batch_size={settings.batch_size}: must be even, two "
                      "workers take half of it each")

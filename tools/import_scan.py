@@ -20,6 +20,7 @@ DISTRIBUTIONS = {
     "keras_cv": "keras-cv",
     "matplotlib": "matplotlib",
     "mlperf_logging": "mlperf-logging",
+    "neural_structured_learning": "neural-structured-learning",
     "numpy": "numpy",
     "official": "tf-models-official",
     "pytest": "pytest",

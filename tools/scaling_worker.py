@@ -108,9 +108,9 @@ class _Worker:
     return (time.perf_counter() - start) / executions
 
   def _model(self) -> object:
-    from conadv_tf import experiment
+    from conadv_tf import components
     with self._strategy.scope():
-      return experiment.MODELS[self._model_name]((32, 32, 3), _CLASSES)
+      return components.MODELS[self._model_name]((32, 32, 3), _CLASSES)
 
   def _training(self, work: Work) -> Callable[[], dict]:
     import conadv_tf as ca

@@ -92,24 +92,15 @@ class Pgd:
     """
     if self.radius == 0:
       return tf.stop_gradient(x)
-    low, high = pixel_range
-    unit = (high - low) / 255.0
-    radius = self.radius * unit
-    step_size = self.resolved_step_size * unit
-    if self.direction == "raw":
-      # d loss / d (x / width) = width * d loss / d x, for any pixel range.
-      step_size *= high - low
 
     def ascend(current: tf.Tensor) -> tf.Tensor:
       with tf.GradientTape() as tape:
         tape.watch(current)
         loss = loss_of_x(current)
       gradient = tape.gradient(loss, current)
-      moved = current + step_size * ball.direction(gradient, self.direction)
-      inside = x + ball.project(moved - x, radius, self.norm)
-      return tf.clip_by_value(inside, low, high)
+      return self.move(x, current, gradient, pixel_range)
 
-    current = self._start(x, key, radius, pixel_range)
+    current = self.start(x, key, pixel_range)
     if self.steps == 1:
       return tf.stop_gradient(ascend(current))
     counted = tf.while_loop(
@@ -118,11 +109,42 @@ class Pgd:
         (tf.constant(0), current), maximum_iterations=self.steps)
     return tf.stop_gradient(counted[1])
 
-  def _start(self, x: tf.Tensor, key: randomness.Key, radius: float,
-             pixel_range: tuple[float, float]) -> tf.Tensor:
+  def move(self, x: tf.Tensor, current: tf.Tensor, gradient: tf.Tensor,
+           pixel_range: tuple[float, float]) -> tf.Tensor:
+    """One step from `current` up a gradient, back into ball and pixel range.
+
+    Args:
+      x: float32 [b, ...], the ball's centre.
+      current: float32 [b, ...], inside the ball.
+      gradient: float32 [b, ...], of the summed loss.
+      pixel_range: smallest and largest value of a pixel.
+
+    Returns:
+      float32 [b, ...].
+    """
+    low, high = pixel_range
+    unit = (high - low) / 255.0
+    step_size = self.resolved_step_size * unit
+    if self.direction == "raw":
+      # d loss / d (x / width) = width * d loss / d x, for any pixel range.
+      step_size *= high - low
+    moved = current + step_size * ball.direction(gradient, self.direction)
+    inside = x + ball.project(moved - x, self.radius * unit, self.norm)
+    return tf.clip_by_value(inside, low, high)
+
+  def start(self, x: tf.Tensor, key: randomness.Key,
+            pixel_range: tuple[float, float]) -> tf.Tensor:
+    """Where the ascent begins: `x`, or a random point of the ball around it.
+
+    Args:
+      x: float32 [b, ...].
+      key: int32 [2].
+      pixel_range: smallest and largest value of a pixel.
+    """
     probability = self.random_start or 0.0
     if probability == 0:
       return x
+    radius = self.radius * (pixel_range[1] - pixel_range[0]) / 255.0
     noise = ball.random_point(randomness.fold(key, 0), x, radius, self.norm)
     if probability < 1:
       chosen = randomness.uniform(randomness.fold(key, 1), []) < probability

@@ -98,10 +98,6 @@ def validate(config: ExperimentConfig) -> None:
     for number in value if isinstance(value, list) else [value]:
       if number is not None and not is_legal(number):
         raise InputError(f'{key}: must be {text}, got {show(number)}')
-  for key, value in (('method.adversary', 'recycled'),
-                     ('method.pairing', 'next_batch')):
-    if leaves[key] == value:
-      raise InputError(f'{key}: {value!r} is not available yet; leave it out')
   _check_augmentation(config)
   _check_replicas(config.runtime)
   _check_reduction(config.runtime)

@@ -110,8 +110,12 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
     if config.evaluation.attacks:
       ignored -= {'attack.radius'}  # the default radius of robust accuracy
   elif method.name == 'disadv':
-    ignored |= {'method.lag', 'method.execution'}
-  elif method.name == 'conadv' and method.lag == 0:
+    ignored |= {'method.lag', 'method.execution', 'method.adversary',
+                'method.pairing'}
+  elif method.name == 'conadv' and method.adversary == 'recycled':
+    ignored |= {'method.execution', 'method.pairing'}
+  elif method.name == 'conadv' and (
+      method.lag == 0 or method.pairing == 'next_batch'):
     ignored |= {'method.execution'}
   if config.data.name != 'tfds':
     ignored |= {'data.builder'}

@@ -174,6 +174,7 @@ class RuntimeConfig(base_config.Config):
   reduce_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
   deterministic: bool = False
   jit_compile: bool = False
+  training_pass: Literal['joined', 'separate'] = 'joined'
   steps_per_execution: int = 1
   on_nan: Literal['stop', 'skip_step'] = 'stop'
   stall_seconds: float | None = 1800.0

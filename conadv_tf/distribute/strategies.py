@@ -243,6 +243,13 @@ def shared_out(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy
   return dataset.with_options(options)
 
 
+def counter(name: str, initial: int = 0) -> tf.Variable:
+  """An int64 that is equal on all replicas, in the current scope."""
+  return tf.Variable(
+      initial, dtype=tf.int64, trainable=False, name=name,
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+
 def zeros_variable(shape: Any, dtype: tf.DType, **options: Any) -> tf.Variable:
   """A variable of zeros under the current strategy, of any dtype.
 

@@ -1,6 +1,8 @@
 """A Keras model whose batch normalisations know several branches."""
 
+from collections.abc import Mapping
 import logging
+import types
 
 import numpy as np
 import tensorflow as tf
@@ -280,8 +282,9 @@ class Network(tf.Module):
 
   def _slots(self, segments: routing.Segments) -> list[tuple[int, str]]:
     branches = list(dict.fromkeys(branch for branch, _ in segments))
-    return [(index, branch) for index in sorted(self._called)
-            for branch in branches]
+    # Branch by branch: a pass of each branch on its own packs the same.
+    return [(index, branch) for branch in branches
+            for index in sorted(self._called)]
 
   def statistics_size(self, segments: routing.Segments) -> int:
     """Length of the packed statistics of a TRAIN pass."""
@@ -301,14 +304,16 @@ class Network(tf.Module):
             losses.append(regularizer(value))
     return tf.add_n(losses) if losses else tf.zeros([])
 
-  def update_statistics(self, packed: tf.Tensor,
-                        segments: routing.Segments) -> None:
+  def update_statistics(
+      self, packed: tf.Tensor, segments: routing.Segments,
+      idle: Mapping[str, tf.Tensor] = types.MappingProxyType({})) -> None:
     """Moves the moving statistics one step towards batch statistics.
 
     Args:
       packed: float32 [n], from `logits` with the same segments, averaged over
         virtual replicas.
       segments: those of the TRAIN pass.
+      idle: branch -> bool [], whether its statistics stay as they are.
     """
     position = 0
     for index, branch in self._slots(segments):
@@ -316,8 +321,10 @@ class Network(tf.Module):
       for moving in self.layer_variables[index][branch].moving():
         size = moving.shape.num_elements()
         value = tf.reshape(packed[position:position + size], moving.shape)
-        moving.assign_sub((moving - tf.cast(value, moving.dtype))
-                          * (1.0 - momentum))
+        change = (moving - tf.cast(value, moving.dtype)) * (1.0 - momentum)
+        if branch in idle:
+          change = tf.where(idle[branch], tf.zeros_like(change), change)
+        moving.assign_sub(change)
         position += size
 
   def merge(self, branch: str = routing.CLEAN) -> tf.keras.Model:

@@ -2,6 +2,7 @@
 
 from conadv_tf.methods.conadv import ConAdv
 from conadv_tf.methods.disadv import DisAdv
+from conadv_tf.methods.recycled import Recycled
 from conadv_tf.methods.vanilla import Vanilla
 
-__all__ = ["ConAdv", "DisAdv", "Vanilla"]
+__all__ = ["ConAdv", "DisAdv", "Recycled", "Vanilla"]

@@ -1,12 +1,14 @@
 """What methods that train on clean and adversarial images have in common."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import tensorflow as tf
 
+from conadv_tf.attacks import compact
 from conadv_tf.attacks import gradient as gradient_attacks
 from conadv_tf.layers import routing
-from conadv_tf.methods import method
+from conadv_tf.methods import method, passes
 
 
 class AdversarialMethod(method.Method):
@@ -78,7 +80,7 @@ class AdversarialMethod(method.Method):
 
   def adversarial_rows(self, rows: int) -> int:
     """How many of `rows` get an adversarial copy."""
-    return method.adversarial_rows(rows, self.adversarial_fraction)
+    return passes.adversarial_rows(rows, self.adversarial_fraction)
 
   def default_attack(self, attack: gradient_attacks.Pgd
                      ) -> gradient_attacks.Pgd:
@@ -89,25 +91,56 @@ class AdversarialMethod(method.Method):
         random_start=(1.0 if attack.random_start is None
                       else attack.random_start))
 
-  def make_adversary(self, ctx: method.Context,
-                     batch: method.Batch) -> tf.Tensor:
-    """Adversarial copies of the received batch's first rows."""
-    return method.make_adversary(
+  def make_perturbation(self, ctx: method.Context,
+                        batch: method.Batch) -> tf.Tensor:
+    """Attacks the received batch's first rows."""
+    return passes.make_perturbation(
         ctx, batch, self.adversarial_rows(batch.image.shape[0]))
 
+  def held_spec(self, batch: method.Batch,
+                attack: gradient_attacks.Pgd) -> method.Held:
+    """A batch as it came and its perturbation, one or two bytes a pixel."""
+    rows = self.adversarial_rows(batch.image.shape[0])
+    return method.Held(batch, tf.TensorSpec(
+        [rows] + batch.image.shape[1:], compact.dtype(attack)))
+
   def train_on_pair(self, ctx: method.Context, batch: method.Batch,
-                    adversarial_image: tf.Tensor
-                    ) -> method.StepResult:
-    """One gradient on a clean batch and its adversarial copy."""
-    result = method.train(
-        ctx, batch, adversarial_image,
-        self.segments(batch.image.shape[0]), self.adversarial_weight)
-    if not self.rebalance_branch_gradients:
-      return result
-    natural = (1.0 - self.adversarial_weight) / (1 + self.augments)
-    share = {routing.CLEAN: natural, routing.AUGMENTED: natural,
-             routing.ADVERSARIAL: self.adversarial_weight}
-    gradients = [
-        g if branch is None else g / share[branch] for g, branch in zip(
-            result.gradients, ctx.network.trainable_branches())]
-    return result._replace(gradients=gradients)
+                    attacked: method.Held) -> method.StepResult:
+    """One gradient on a clean batch and on an attacked one.
+
+    Args:
+      ctx: the context.
+      batch: the clean examples.
+      attacked: the same batch or another, with its perturbation.
+    """
+    streams = self.streams(ctx, batch, attacked)
+    run = passes.train(ctx, streams, self.segments(batch.image.shape[0]))
+    return self.result(ctx, batch, attacked, streams, run)
+
+  def streams(self, ctx: method.Context, batch: method.Batch,
+              attacked: method.Held) -> list[passes.Stream]:
+    """Clean and augmented rows, then adversarial ones."""
+    image = passes.perturbed(ctx, attacked.batch, attacked.perturbation)
+    share = 1.0 - self.adversarial_weight
+    adversarial = passes.adversarial_stream(
+        attacked.batch, image, self.adversarial_weight)
+    if self.lookback:  # in the first update nothing is held
+      share = tf.where(ctx.ready, share, 1.0)
+      adversarial = adversarial._replace(
+          weight=adversarial.weight * tf.cast(ctx.ready, tf.float32))
+    return [*passes.natural_streams(batch, share), adversarial]
+
+  def result(self, ctx: method.Context, batch: method.Batch,
+             attacked: method.Held, streams: Sequence[passes.Stream],
+             run: passes.Pass) -> method.StepResult:
+    """What a step returns of its training pass, with nothing held."""
+    terms = {**run.terms, **passes.perturbation_terms(
+        ctx, attacked.batch, streams[-1])}
+    gradients = run.gradients
+    if self.rebalance_branch_gradients:
+      share = dict(zip(self.branches, (stream.share for stream in streams)))
+      gradients = [
+          g if branch is None else g / share[branch] for g, branch in zip(
+              gradients, ctx.network.trainable_branches())]
+    return method.StepResult(
+        gradients, run.statistics, (), terms, run.outputs, batch)

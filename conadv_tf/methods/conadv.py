@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import tensorflow as tf
-
 from conadv_tf.methods import adversarial, method
 
 CONCURRENT = "concurrent"
 SEQUENTIAL = "sequential"
+SAME_BATCH = "same_batch"
+NEXT_BATCH = "next_batch"
 
 
 class ConAdv(adversarial.AdversarialMethod):
@@ -18,10 +18,10 @@ class ConAdv(adversarial.AdversarialMethod):
 
   | paper                      | here                                       |
   |----------------------------|--------------------------------------------|
-  | B_{c,t}, B_{a,t}           | `batch`, `adversarial_image`               |
+  | B_{c,t}, B_{a,t}           | `batch`, `held`                            |
   | theta_t                    | `ctx.network`                              |
   | theta_{t-tau}, tau         | `ctx.attack_network`, `lag`                |
-  | x_hat(theta_{t-tau})       | `held.adversarial_image`                   |
+  | x_hat(theta_{t-tau})       | `held.batch` + `held.perturbation`         |
   | main BN, adv BN            | branches "clean" and "adversarial"         |
   | alpha, p                   | `attack.step_size`, `attack.radius`        |
 
@@ -35,10 +35,15 @@ class ConAdv(adversarial.AdversarialMethod):
     that is `lag` updates old, then trains. Slower, simpler: the reference.
     Both give the same weights.
 
+  `pairing="next_batch"` is not in the paper: step t trains on clean B_t and
+  the adversary of B_{t-1}, made with theta_max(0, t - lag); the first update
+  has none. There is nothing to look ahead for.
+
   Work: 8 F a step as DisAdv (attack 2 F, training pass 6 F), but the longest
   chain is the training pass alone: 2 F where processors suffice.
-  Memory: concurrent, one batch as it came and its adversaries as float32,
-  and lag - 1 weight sets; sequential, `lag` weight sets.
+  Memory: concurrent, one batch as it came, its perturbation in one byte a
+  value (signed steps from the image) or two (any other), and lag - 1 weight
+  sets; sequential, `lag` weight sets.
   Degenerates to DisAdv at lag 0; at learning rate 0 every lag is equal.
 
   Deviations. Equations 3 and 5 print the raw gradient; the default is the
@@ -54,12 +59,14 @@ class ConAdv(adversarial.AdversarialMethod):
   in other units (`attack.target`, `attack.random_start`).
   """
 
-  def __init__(self, lag: int = 1, execution: str = CONCURRENT, **options: Any):
+  def __init__(self, lag: int = 1, execution: str = CONCURRENT,
+               pairing: str = SAME_BATCH, **options: Any):
     """Makes the method.
 
     Args:
       lag: tau, in updates; 0 is DisAdv and ignores `execution`.
       execution: "concurrent" or "sequential".
+      pairing: "same_batch", or "next_batch" (which ignores `execution`).
       **options: of `AdversarialMethod`.
 
     Raises:
@@ -68,35 +75,38 @@ class ConAdv(adversarial.AdversarialMethod):
     super().__init__(**options)
     if not isinstance(lag, int) or lag < 0:
       raise ValueError(f"lag must be an integer >= 0, got {lag}")
-    if execution not in (CONCURRENT, SEQUENTIAL):
-      raise ValueError(
-          f"execution must be {CONCURRENT!r} or {SEQUENTIAL!r}, got "
-          f"{execution!r}")
+    for name, value, known in (
+        ("execution", execution, (CONCURRENT, SEQUENTIAL)),
+        ("pairing", pairing, (SAME_BATCH, NEXT_BATCH))):
+      if value not in known:
+        raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got "
+                         f"{value!r}")
+    self.lookback = int(pairing == NEXT_BATCH)
+    if self.lookback and lag == 0:
+      raise ValueError("pairing next_batch needs lag >= 1: an adversary that "
+                       "waits for the next batch is one update old")
     self.lag = lag
     self.execution = execution
-    self.lookahead = int(lag >= 1 and execution == CONCURRENT)
-    self.lagged_copies = lag - self.lookahead
-    if self.lookahead:
+    self.lookahead = int(
+        lag >= 1 and execution == CONCURRENT and not self.lookback)
+    self.lagged_copies = lag - self.lookahead - self.lookback
+    if self.lookahead or self.lookback:
       self.longest_chain = 2.0
 
-  def held_spec(self, batch: method.Batch) -> method.Held:
-    """The batch as it came and its adversaries in float32."""
-    rows = self.adversarial_rows(batch.image.shape[0])
-    return method.Held(batch, tf.TensorSpec([rows] + batch.image.shape[1:]))
-
   def prime(self, ctx: method.Context, batch: method.Batch) -> method.Held:
-    """x_hat_0, made with theta_0: what step 0 trains on."""
-    return method.Held(batch, self.make_adversary(ctx, batch))
+    """The pair that the next step trains on: at first x_hat_0 of theta_0."""
+    return method.Held(batch, self.make_perturbation(ctx, batch))
 
   def step(self, ctx: method.Context, batch: method.Batch,
            held: Any) -> method.StepResult:
     """Algorithm 1, one worker k, one iteration t."""
-    if not self.lookahead:
-      adversarial_image = self.make_adversary(ctx, batch)
-      return self.train_on_pair(ctx, batch, adversarial_image)
+    if not (self.lookahead or self.lookback):
+      pair = method.Held(batch, self.make_perturbation(ctx, batch))
+      return self.train_on_pair(ctx, batch, pair)
 
     # Gradient at theta_t on (B_t, x_hat_t), made one step ago.
-    result = self.train_on_pair(ctx, held.batch, held.adversarial_image)
+    clean = batch if self.lookback else held.batch
+    result = self.train_on_pair(ctx, clean, held)
     # Meanwhile x_hat_{t+1} from B_{t+1}, with weights that are old by then.
     return result._replace(
-        held=method.Held(batch, self.make_adversary(ctx, batch)))
+        held=method.Held(batch, self.make_perturbation(ctx, batch)))

@@ -21,5 +21,5 @@ class DisAdv(adversarial.AdversarialMethod):
            held: Any) -> method.StepResult:
     """x_hat(theta_t), then the gradient of equation 4 at theta_t."""
     del held
-    adversarial_image = self.make_adversary(ctx, batch)
-    return self.train_on_pair(ctx, batch, adversarial_image)
+    perturbation = self.make_perturbation(ctx, batch)
+    return self.train_on_pair(ctx, batch, method.Held(batch, perturbation))

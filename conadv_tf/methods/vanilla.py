@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conadv_tf.methods import method
+from conadv_tf.methods import method, passes
 
 
 class Vanilla(method.Method):
@@ -16,5 +16,7 @@ class Vanilla(method.Method):
            held: Any) -> method.StepResult:
     """One gradient on the clean batch."""
     del held
-    return method.train(ctx, batch, None,
-                        self.segments(batch.image.shape[0]), 0.0)
+    run = passes.train(ctx, passes.natural_streams(batch),
+                       self.segments(batch.image.shape[0]))
+    return method.StepResult(run.gradients, run.statistics, (), run.terms,
+                             run.outputs, batch)

@@ -27,10 +27,8 @@ class FiniteUpdates:
       skip: whether such an update leaves the variables as they are.
     """
     self.skip = skip
-    self.first, self.count = (
-        tf.Variable(initial, dtype=tf.int64, trainable=False, name=name,
-                    aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-        for initial, name in ((-1, "first_nonfinite"), (0, "nonfinite")))
+    self.first = strategies.counter("first_nonfinite", -1)
+    self.count = strategies.counter("nonfinite")
 
   def check(self, gradients: Sequence[tf.Tensor],
             variables: Sequence[tf.Variable], step: tf.Tensor,

@@ -43,6 +43,18 @@ def check_jit(strategy: tf.distribute.Strategy) -> None:
         "compiles everything anyway")
 
 
+def check_training_pass(training_pass: str, bn_group_size: int) -> None:
+  """Raises ValueError where clean and adversarial rows cannot be parted."""
+  if training_pass not in ("joined", "separate"):
+    raise ValueError('training_pass must be "joined" or "separate", got '
+                     f"{training_pass!r}")
+  if training_pass == "separate" and bn_group_size != 1:
+    raise ValueError(
+        "training_pass=separate excludes groups of replicas in batch "
+        "normalisation (bn.group_size): passes side by side have no order in "
+        "which to exchange statistics")
+
+
 class Loop:
   """Runs updates of k micro batches each on every replica."""
 

@@ -44,15 +44,14 @@ class Means:
     """All but the loss."""
     return [m for m in self._by_name.values() if m is not self.loss]
 
-  def add_terms(self, terms: dict[str, tf.Tensor], weight: tf.Tensor) -> None:
-    """Adds one virtual replica's terms; in replica context."""
-    for name, value in terms.items():
-      share = weight
+  def add_terms(self, terms: dict[str, tuple[tf.Tensor, tf.Tensor]]) -> None:
+    """Adds one virtual replica's (mean, examples); in replica context."""
+    for name, (value, weight) in terms.items():
       if self._skip:
         is_finite = tf.math.is_finite(value)
         value = tf.where(is_finite, value, 0.0)
-        share = tf.where(is_finite, weight, 0.0)
-      self._by_name[name].update_state(value, share)
+        weight = tf.where(is_finite, weight, 0.0)
+      self._by_name[name].update_state(value, weight)
 
   def add_update(self, gradients: Sequence[tf.Tensor],
                  variables: Sequence[tf.Variable]) -> None:

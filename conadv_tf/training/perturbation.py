@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from conadv_tf.methods import method as methods
+from conadv_tf.methods import passes
 from conadv_tf.training import trainer as trainers
 
 
@@ -15,9 +16,10 @@ class Perturb:
 
     def attack(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
       rows = images.shape[0]
-      ctx = trainer.context(tf.constant(0), 0, trainer.network)
+      ctx = trainer.context(tf.constant(0), trainer.network)
       batch = methods.Batch(images, labels, tf.ones([rows]))
-      return methods.make_adversary(ctx, batch, rows)
+      return passes.perturbed(
+          ctx, batch, passes.make_perturbation(ctx, batch, rows))
 
     # Not a lambda: TPUStrategy makes names of the caller's, without `<`.
     def run(*args: tf.Tensor) -> tf.Tensor:

@@ -6,14 +6,21 @@ import tensorflow as tf
 
 from conadv_tf.layers import network as networks
 from conadv_tf.layers import routing
+from conadv_tf.objectives import per_example
+from conadv_tf.training import means
 
 
 class SplitModel(tf.keras.Model):
   """Predicts through the clean branch and saves the merged model.
 
+  A subclass's `compile` sets the loss of examples and the means.
+
   Attributes:
     network: the converted clone of the user's model.
   """
+
+  _per_example_loss: per_example.PerExampleLoss
+  _means: means.Means
 
   def __init__(self, model: tf.keras.Model, branches: tuple[str, ...],
                name: str, bn_group_size: int = 1):
@@ -55,6 +62,21 @@ class SplitModel(tf.keras.Model):
     """The network's other variables: moving statistics of all branches."""
     trainable = {id(v) for v in self.network.trainable_variables}
     return [v for v in self.network.variables if id(v) not in trainable]
+
+  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+    """Clean loss and compiled metrics, weighted by `sample_weight`."""
+    x, y, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
+    outputs = self(x, training=False)
+    values = (self._per_example_loss(y, outputs)
+              + self.network.regularisation())
+    self._means.loss.update_state(values, weight)
+    self.compiled_metrics.update_state(y, outputs, weight)
+    shown = [self._means.loss] + self.compiled_metrics.metrics
+    return {m.name: m.result() for m in shown}
+
+  def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+    """Refused: one batch is not enough for methods that look ahead."""
+    raise NotImplementedError("use fit, with steps_per_epoch=1")
 
   def merge(self, branch: str = routing.CLEAN) -> tf.keras.Model:
     """A plain Keras model with one branch's weights."""

@@ -5,8 +5,9 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf.attacks import gradient as gradient_attacks
-from conadv_tf.distribute import held_state
+from conadv_tf.distribute import held_state, strategies
 from conadv_tf.layers import network as networks
+from conadv_tf.layers import routing
 from conadv_tf.methods import method as methods
 from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
@@ -50,7 +51,8 @@ class Trainer(split_model.SplitModel):
                pixel_range: tuple[float, float] = (0.0, 1.0), seed: int = 0,
                micro_batches: int = 1, deterministic: bool = False,
                reduce_dtype: str = "float32", bn_group_size: int = 1,
-               skip_nonfinite: bool = False, name: str = "trainer"):
+               skip_nonfinite: bool = False,
+               training_pass: str = "joined", name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
     Args:
@@ -69,6 +71,8 @@ class Trainer(split_model.SplitModel):
         training (never in attacks); 0 means all.
       skip_nonfinite: whether an update whose gradients are not finite
         leaves the weights as they are.
+      training_pass: whether clean and adversarial rows go through the
+        network "joined", or "separate", side by side; the same but rounding.
       name: of the Keras model.
 
     Raises:
@@ -81,6 +85,7 @@ class Trainer(split_model.SplitModel):
     if micro_batches < 1:
       raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")
     method = method or vanilla.Vanilla()
+    loop.check_training_pass(training_pass, bn_group_size)
     super().__init__(model, method.branches, name, bn_group_size)
     self.method = method
     self.attack = method.default_attack(attack or gradient_attacks.Pgd())
@@ -89,21 +94,21 @@ class Trainer(split_model.SplitModel):
     self.micro_batches = micro_batches
     self.deterministic = deterministic
     self.reduce_dtype = reduce_dtype
+    self.training_pass = training_pass
     with self.distribute_strategy.scope():
-      self.step_counter = tf.Variable(
-          0, dtype=tf.int64, trainable=False, name="step",
-          aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+      self.step_counter = strategies.counter("step")
+      # Before this update nothing was held, for a method with `lookback`.
+      self._first_step = strategies.counter("first_step")
       copies = self.method.lagged_copies
       self.lagged = (lagged.LaggedWeights(self.network, copies) if copies
                      else None)
       self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
     self._packing = self._accumulator = None
     self._held = self._element_spec = None
-    self._primed = self._fed = False
+    self._primed = self._fed = self._resumes = False
     self.updates_next, self.snapshot_next = None, False
     self.snapshot: list[Any] = []
     self._restored: list[Any] = []
-    self._resumes = False
 
   @property
   def attack_network(self) -> networks.Network:
@@ -179,6 +184,7 @@ class Trainer(split_model.SplitModel):
         augments=self.method.augments,
         options=dict(kwargs, batch_size=batch_size))
     self._prepare_state(feed.spec)
+    self._first_step.assign(0 if self._resumes else self.step_counter)
     if self.lagged and not self._resumes:
       self.lagged.reset(self.network)
     if self._accumulator is not None:  # an earlier fit may have stopped midway
@@ -191,34 +197,21 @@ class Trainer(split_model.SplitModel):
     finally:
       self._fed = False
 
-  def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-    """Refused: one batch is not enough for methods that look ahead."""
-    raise NotImplementedError("use fit, with steps_per_epoch=1")
-
-  def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-    """Clean loss and compiled metrics, weighted by `sample_weight`."""
-    x, y, weight = tf.keras.utils.unpack_x_y_sample_weight(data)
-    outputs = self(x, training=False)
-    values = (self._per_example_loss(y, outputs)
-              + self.network.regularisation())
-    self._means.loss.update_state(values, weight)
-    self.compiled_metrics.update_state(y, outputs, weight)
-    shown = [self._means.loss] + self.compiled_metrics.metrics
-    return {m.name: m.result() for m in shown}
-
   # ---- One replica's work.
 
-  def context(self, element: tf.Tensor, ahead: int,
-              attack_network: networks.Network) -> methods.Context:
+  def context(self, element: tf.Tensor, attack_network: networks.Network, *,
+              ahead: int = 0, behind: int = 0) -> methods.Context:
     """What a method sees of this replica; in replica context.
 
     Args:
       element: index of the micro batch.
-      ahead: the received batch's distance from the one that is trained on.
       attack_network: weights for the attack.
+      ahead: the received batch's distance from the one that is trained on.
+      behind: updates since the one that is meant.
     """
     replica = tf.distribute.get_replica_context()
-    step = tf.cast(self.step_counter.read_value(), tf.int32)
+    step = tf.cast(self.step_counter.read_value(), tf.int32) - behind
+    first = tf.cast(self._first_step.read_value(), tf.int32)
     options = dict(scale_loss=self.optimizer.get_scaled_loss,
                    unscale=self.optimizer.get_unscaled_gradients
                    ) if self._scales_loss else {}
@@ -229,7 +222,8 @@ class Trainer(split_model.SplitModel):
         virtual_replica=(element * replica.num_replicas_in_sync
                          + tf.cast(replica.replica_id_in_sync_group,
                                    tf.int32)),
-        pixel_range=self.pixel_range, **options)
+        pixel_range=self.pixel_range, ready=step > first,
+        joined=self.training_pass == "joined", **options)
 
   def train_step(self, data: Any, element: tf.Tensor) -> methods.StepResult:
     """One virtual replica's share of an update; assigns held state only.
@@ -239,18 +233,20 @@ class Trainer(split_model.SplitModel):
       element: index of the micro batch, int32 scalar.
     """
     batch = batches.batch(data, self._element_spec)
-    ctx = self.context(element, self.method.lookahead, self.attack_network)
+    ctx = self.context(element, self.attack_network,
+                       ahead=self.method.lookahead)
     held = self._held.read(element) if self._held else ()
     result = self.method.step(ctx, batch, held)
     if self._held:
       self._held.write(element, result.held)
-    self._means.add_terms(result.terms, tf.reduce_sum(result.batch.weight))
+    self._means.add_terms(result.terms)
     self.compiled_metrics.update_state(
         result.batch.label, result.outputs, result.batch.weight)
     return result
 
   def _prime_step(self, data: Any, element: tf.Tensor) -> None:
-    ctx = self.context(element, 0, self.attack_network)
+    ctx = self.context(element, self.attack_network,
+                       behind=self.method.lookback)
     self._held.write(element, self.method.prime(
         ctx, batches.batch(data, self._element_spec)))
 
@@ -301,7 +297,11 @@ class Trainer(split_model.SplitModel):
       before = [v.read_value() for v in guarded] if takes_back else []
       is_expected = self._scales_loss and self.optimizer.loss_scale > 1.0
       self._means.add_update(gradients, variables)
-      self.network.update_statistics(statistics, self.method.segments(rows))
+      idle = {} if not self.method.lookback else {
+          routing.ADVERSARIAL: tf.equal(self.step_counter.read_value(),
+                                        self._first_step.read_value())}
+      self.network.update_statistics(
+          statistics, self.method.segments(rows), idle)
       self.optimizer.apply_gradients(zip(gradients, variables),
                                      skip_gradients_aggregation=True)
       is_finite = self.nonfinite.check(
@@ -336,9 +336,9 @@ class Trainer(split_model.SplitModel):
             trainable=False, name="accumulator",
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM)
-      if self.method.lookahead:
+      if self.method.lookahead or self.method.lookback:
         self._held = held_state.HeldState(
-            self.method.held_spec(batches.batch(spec, spec)),
+            self.method.held_spec(batches.batch(spec, spec), self.attack),
             self.micro_batches)
 
   def make_train_function(self, force: bool = False) -> Any:
@@ -360,11 +360,11 @@ class Trainer(split_model.SplitModel):
 
   def _execute(self, iterator: Any) -> dict[str, tf.Tensor]:
     """Runs `steps_per_execution` updates, primes where that is due."""
-    if self.method.lookahead and not self._primed:
+    if self._held and not self._primed:
       self._prime_held(iterator)
     count = self.updates_next or int(self._steps_per_execution.numpy())
     self.updates_next = None
-    takes_snapshot = self.snapshot_next and self.method.lookahead
+    takes_snapshot = self.snapshot_next and self._held
     self.snapshot_next = False
     if takes_snapshot:
       # A checkpoint follows: keep the weights that the last attack used.
@@ -383,17 +383,16 @@ class Trainer(split_model.SplitModel):
     self._resumes = True
 
   def _prime_held(self, iterator: Any) -> None:
-    """Makes the adversaries of the first batch that will be trained on.
+    """Makes the adversaries that the next update trains on.
 
     After a checkpoint they must come from the weights of `lag` updates ago,
     which are put in place for the duration of this call.
     """
-    if not self._restored:
-      self._loop.prime(iterator)
-    else:
+    if self._restored:
       current = [networks.read(v) for v in self.attack_network.variables]
       self.attack_network.assign(self._restored)
       self._loop.prime(iterator)
       self.attack_network.assign(current)
-      self._restored = []
-    self._primed = True
+    elif self.method.lookahead:  # with lookback, nothing is held at first
+      self._loop.prime(iterator)
+    self._restored, self._primed = [], True

@@ -21,6 +21,9 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'conadv lag 2': lambda: methods.ConAdv(lag=2),
     'conadv lag 3': lambda: methods.ConAdv(lag=3),
     'conadv 3 streams': lambda: methods.ConAdv(bn_branches=3),
+    'conadv next batch': lambda: methods.ConAdv(pairing='next_batch'),
+    'recycled': methods.Recycled,
+    'recycled lag 0': lambda: methods.Recycled(lag=0),
 }
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 _random = np.random.default_rng(0)

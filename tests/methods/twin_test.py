@@ -57,8 +57,9 @@ def _twin(model: tf.keras.Model, normalise: bool, augments: bool,
         'adversarial'] * (not shared):
       weights[f'gamma_{branch}'], weights[f'beta_{branch}'] = values[2:4]
       moving[f'mean_{branch}'], moving[f'variance_{branch}'] = values[4:6]
-  return reference.Twin(weights, moving, normalise=normalise,
-                        radius=_RADIUS / 255, **options)
+  kind = options.pop('kind', reference.Twin)
+  return kind(weights, moving, normalise=normalise, radius=_RADIUS / 255,
+              **options)
 
 
 def _actual(trainer: trainers.Trainer, normalise: bool
@@ -75,13 +76,14 @@ def _actual(trainer: trainers.Trainer, normalise: bool
   return result
 
 
-def _compare(method: Any, optimizer: str, normalise: bool,
-             **options: Any) -> None:
+def _compare(method: Any, optimizer: str, normalise: bool, *,
+             training_pass: str = 'joined', **options: Any) -> None:
   model = _keras_model(normalise)
   twin = _twin(model, normalise, method.augments,
                update=_OPTIMIZERS[optimizer][1], **options)
   trainer = trainers.Trainer(
-      model, method, gradient.Pgd(radius=_RADIUS, random_start=0.0))
+      model, method, gradient.Pgd(radius=_RADIUS, random_start=0.0),
+      training_pass=training_pass)
   trainer.compile(_OPTIMIZERS[optimizer][0](), running.LOSS)
   augmented = _IMAGES[..., ::-1, :]
   data = tf.data.Dataset.from_tensor_slices((
@@ -152,3 +154,39 @@ def test_three_streams(lag: int, options: dict[str, float]) -> None:
   _compare(methods.ConAdv(lag=lag, bn_branches=3, **options), 'lars', True,
            lag=lag, fraction=options.get('adversarial_fraction', 1.0),
            adversarial_weight=options.get('adversarial_weight', 1 / 3))
+
+
+_NEXT_BATCH = [
+    (lambda **o: methods.ConAdv(pairing='next_batch', **o), dict(lag=1)),
+    (lambda **o: methods.ConAdv(pairing='next_batch', lag=3, **o), dict(lag=3)),
+    (lambda **o: methods.Recycled(lag=0, **o), dict(lag=0, recycled=True)),
+    (lambda **o: methods.Recycled(**o), dict(lag=1, recycled=True))]
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(adversarial_weight=0.3, adversarial_fraction=0.5)])
+@pytest.mark.parametrize('number', range(len(_NEXT_BATCH)))
+def test_next_batch_and_recycled(number: int, options: dict[str, Any]) -> None:
+  make, expected = _NEXT_BATCH[number]
+  _compare(make(**options), 'lars', True, kind=reference.NextBatchTwin,
+           fraction=options.get('adversarial_fraction', 1.0),
+           adversarial_weight=options.get('adversarial_weight', 0.5),
+           **expected)
+
+
+@pytest.mark.parametrize('number', range(len(_NEXT_BATCH)))
+def test_next_batch_and_recycled_with_three_streams(number: int) -> None:
+  make, expected = _NEXT_BATCH[number]
+  _compare(make(bn_branches=3), 'sgd', True, kind=reference.NextBatchTwin,
+           adversarial_weight=1 / 3, **expected)
+
+
+@pytest.mark.parametrize('make, options', [
+    (methods.DisAdv, dict(lag=0)), (methods.ConAdv, dict(lag=1)),
+    (lambda: methods.ConAdv(bn_branches=1), dict(lag=1, shared=True)),
+    (lambda: methods.ConAdv(bn_branches=3),
+     dict(lag=1, adversarial_weight=1 / 3)),
+    (methods.Recycled, dict(lag=1, recycled=True,
+                            kind=reference.NextBatchTwin))])
+def test_separate_passes(make: Any, options: dict[str, Any]) -> None:
+  _compare(make(), 'sgd', True, training_pass='separate', **options)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import config, experiment
+from conadv_tf import components, config
 from conadv_tf.optimizers import trust_ratio
 from tests.reference import mlperf
 
@@ -32,8 +32,8 @@ def _recipe(batch: int) -> config.ExperimentConfig:
   return config.resolve(loaded, 1_281_167)
 
 
-def _schedule(recipe: config.ExperimentConfig) -> experiment.Schedule:
-  return experiment.SCHEDULES[recipe.schedule.name](
+def _schedule(recipe: config.ExperimentConfig) -> components.Schedule:
+  return components.SCHEDULES[recipe.schedule.name](
       recipe.schedule, recipe.derived)
 
 
@@ -76,7 +76,7 @@ def test_lars(batch: int) -> None:
            for name, shape in _SHAPES.items()}
   start['bn_conv1/gamma'] += 1.0
   variables = [tf.Variable(w, name=name) for name, w in start.items()]
-  optimizer = experiment.OPTIMIZERS['lars'](
+  optimizer = components.OPTIMIZERS['lars'](
       recipe.optimizer, _schedule(recipe))
   optimizer.build(variables)
   excluded = [name.split(':')[0]

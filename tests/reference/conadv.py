@@ -162,6 +162,9 @@ class Twin:
                   else [*branches, (ADVERSARIAL, copies)])
     changes, _, statistics = gradients(
         self.weights, x, labels, row_weights, branches, self.normalise)
+    self._apply(changes, statistics)
+
+  def _apply(self, changes: Weights, statistics: Weights) -> None:
     for name, value in statistics.items():
       self.moving[name] = (self.momentum * self.moving[name]
                            + (1 - self.momentum) * value)
@@ -169,3 +172,56 @@ class Twin:
       self.weights[name], self._slots[name] = self.update(
           name, w, self._slots[name], changes[name])
     self._history.append(dict(self.weights))
+
+
+@dataclasses.dataclass
+class NextBatchTwin(Twin):
+  """Trains on the clean batch t and the adversary of batch t - 1.
+
+  Attributes:
+    recycled: the adversary comes from the clean rows of the training pass,
+      not from an attack; with lag 0 it is trained on in the same update.
+  """
+
+  recycled: bool = False
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    self._waiting: tuple[np.ndarray, np.ndarray] | None = None
+
+  def step(self, x: np.ndarray, labels: np.ndarray,
+           augmented: np.ndarray | None = None) -> None:
+    """Update t on batch t, and on a second view of it where there is one."""
+    rows = len(x)
+    copies = max(1, round(self.fraction * rows))
+    views = [(CLEAN, x)]
+    if augmented is not None:
+      views.append((AUGMENTED, augmented))
+    share = 1 - self.adversarial_weight
+    if self._waiting is None and self.lag:
+      share = 1.0  # nothing to train on beside it
+    changes, dx, statistics = gradients(
+        self.weights, np.concatenate([v for _, v in views]),
+        np.concatenate([labels] * len(views)),
+        np.full(rows * len(views), share / rows / len(views)),
+        [(branch, rows) for branch, _ in views], self.normalise)
+    if self.recycled:
+      adversary = np.clip(
+          x[:copies] + self.radius * np.sign(dx[:copies]), 0, 1)
+    else:
+      time = max(0, len(self._history) - self.lag)
+      gradient = gradients(
+          self._history[time], x[:copies], labels[:copies], np.ones(copies),
+          [(ADVERSARIAL, copies)], self.normalise)[1]
+      adversary = np.clip(x[:copies] + self.radius * np.sign(gradient), 0, 1)
+    made = (adversary, labels[:copies])
+    trained = self._waiting if self.lag else made
+    self._waiting = made
+    if trained is not None:
+      more, _, own = gradients(
+          self.weights, *trained,
+          np.full(copies, self.adversarial_weight / copies),
+          [(ADVERSARIAL, copies)], self.normalise)
+      changes = {name: g + more[name] for name, g in changes.items()}
+      statistics.update(own)
+    self._apply(changes, statistics)

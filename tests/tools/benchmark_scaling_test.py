@@ -118,8 +118,9 @@ def test_refusals(settings: tuple, message: str) -> None:
 
 def test_flags_are_checked_before_a_measurement(tmp_path: pathlib.Path
                                                 ) -> None:
-  refusal = commands.run('tools.benchmark', '--quick').refusal()
-  assert refusal == 'error: --quick is for scaling'
+  refusal = commands.run('tools.benchmark', '--steps=1').refusal()
+  assert refusal == (
+      'error: --steps is for `python -m tools.benchmark scaling`')
   refusal = commands.run('tools.benchmark', 'scaling',
                          f'--output={tmp_path}').refusal()
   assert 'cannot be written: Is a directory' in refusal

@@ -12,7 +12,8 @@ from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
 # `make test-all` does not leave any out.
-_SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams')
+_SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams',
+         'conadv next batch', 'recycled lag 0')
 _MOST = pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
     for name in sorted(running.METHODS)])
@@ -128,6 +129,7 @@ def test_statistics_take_one_step_an_update(
   np.testing.assert_allclose(
       layer['clean'].moving_variance, kept + (1 - kept) * variance, atol=1e-6)
   if 'adversarial' in layer:
+    kept = 0.8**(5 - trainer.method.lookback)  # nothing held at first
     # radius 16/255 around the same images, other noise each update.
     np.testing.assert_allclose(
         layer['adversarial'].moving_mean, (1 - kept) * slices.mean((0, 1)),
@@ -221,36 +223,45 @@ def _state(trainer: trainers.Trainer) -> list[tf.Variable]:
   return variables + trainer.optimizer.variables + [trainer.step_counter]
 
 
+_RESUMED = {
+    **{f'{execution} {lag}': functools.partial(
+        methods.ConAdv, lag=lag, execution=execution)
+       for execution in ('concurrent', 'sequential') for lag in (1, 2, 3)},
+    **{f'next batch {lag}': functools.partial(
+        methods.ConAdv, lag=lag, pairing='next_batch') for lag in (1, 2, 3)},
+    'recycled': methods.Recycled,
+    'recycled 0.3': lambda: methods.Recycled(adversarial_weight=0.3),
+}
+
+
 @functools.cache
-def _straight(lag: int, execution: str) -> np.ndarray:
-  return running.values(running.train(
-      methods.ConAdv(lag=lag, execution=execution), updates=6))
+def _straight(name: str) -> np.ndarray:
+  return running.values(running.train(_RESUMED[name](), updates=6))
 
 
-@pytest.mark.parametrize('lag, execution, steps_per_execution', [
-    (1, 'concurrent', 1), (1, 'concurrent', 3), (2, 'concurrent', 1),
-    (1, 'sequential', 1),
-    pytest.param(3, 'concurrent', 1, marks=pytest.mark.slow),
-    pytest.param(2, 'sequential', 1, marks=pytest.mark.slow),
-    pytest.param(2, 'concurrent', 3, marks=pytest.mark.slow),
-    pytest.param(3, 'concurrent', 3, marks=pytest.mark.slow),
-    pytest.param(3, 'sequential', 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name, steps_per_execution', [
+    ('concurrent 1', 1), ('concurrent 1', 3), ('concurrent 2', 1),
+    ('sequential 1', 1), ('recycled', 1), ('next batch 2', 1),
+    *(pytest.param(name, steps, marks=pytest.mark.slow) for name, steps in (
+        ('concurrent 3', 1), ('sequential 2', 1), ('concurrent 2', 3),
+        ('concurrent 3', 3), ('sequential 3', 1), ('recycled', 3),
+        ('recycled 0.3', 1), ('next batch 1', 1), ('next batch 3', 3)))])
 def test_resuming_at_3_equals_straight_to_6(
-    lag: int, execution: str, steps_per_execution: int) -> None:
+    name: str, steps_per_execution: int) -> None:
   make = lambda: running.make(
-      methods.ConAdv(lag=lag, execution=execution),
-      steps_per_execution=steps_per_execution)
+      _RESUMED[name](), steps_per_execution=steps_per_execution)
   first = make()
   first.fit(running.dataset(32), steps_per_epoch=3, verbose=0,
             callbacks=[_Snapshot(3 - steps_per_execution)])
   second = make()
   for target, source in zip(_state(second), _state(first), strict=True):
     target.assign(source)
-  assert bool(first.snapshot) == (execution == 'concurrent')
+  lookback = first.method.lookback
+  assert bool(first.snapshot) == bool(lookback or first.method.lookahead)
   second.restore_snapshot(first.snapshot)
-  second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
-  np.testing.assert_array_equal(
-      running.values(second), _straight(lag, execution))
+  second.fit(running.dataset(32, 96 - 32 * lookback), steps_per_epoch=3,
+             verbose=0)
+  np.testing.assert_array_equal(running.values(second), _straight(name))
 
 
 def test_resume_without_the_snapshot_would_differ() -> None:
@@ -260,4 +271,4 @@ def test_resume_without_the_snapshot_would_differ() -> None:
     target.assign(source)
   second.fit(running.dataset(32, 96), steps_per_epoch=3, verbose=0)
   assert np.abs(
-      running.values(second) - _straight(1, 'concurrent')).max() > 1e-5
+      running.values(second) - _straight('concurrent 1')).max() > 1e-5

@@ -30,7 +30,7 @@ def _trained(method: Any, data: tf.data.Dataset, micro_batches: int = 1,
              **options: Any) -> tuple[list[int], list[int], Any]:
   """Fits; returns the numbers of batches trained on, and attacked."""
   trained, attacked = [], []
-  step, attack = method.step, getattr(method, 'make_adversary', None)
+  step, attack = method.step, getattr(method, 'make_perturbation', None)
 
   def number(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(image[0, 0, 0, 0] * 255), tf.int32)
@@ -47,7 +47,7 @@ def _trained(method: Any, data: tf.data.Dataset, micro_batches: int = 1,
 
   method.step = spy_step
   if attack:
-    method.make_adversary = spy_attack
+    method.make_perturbation = spy_attack
   trainer = running.make(method, options={'micro_batches': micro_batches},
                          model=lambda: running.small_network(0, False))
   trainer.fit(data, verbose=0, **options)

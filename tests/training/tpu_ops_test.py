@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from conadv_tf import components
 from conadv_tf import config as config_lib
-from conadv_tf import experiment
 from conadv_tf.attacks import gradient
 from conadv_tf.evaluation import clean, robust
 from conadv_tf.methods import method as methods_base
@@ -74,13 +74,14 @@ def _traced(trainer: trainers.Trainer, monkeypatch: pytest.MonkeyPatch,
     if several:
       traced['updates'] = loop._many.get_concrete_function(
           iterator, tf.constant(3))
-    if self.method.lookahead:
+    if self.method.lookahead or self.method.lookback:
       traced['prime'] = loop.prime.get_concrete_function(iterator)
     return {'loss': 0.0}
 
   monkeypatch.setattr(trainers.Trainer, '_execute', execute)
   trainer.fit(_dataset(16, trainer.method), steps_per_epoch=1, verbose=0)
-  assert len(traced) == 1 + several + trainer.method.lookahead
+  assert len(traced) == (
+      1 + several + trainer.method.lookahead + trainer.method.lookback)
   return traced
 
 
@@ -109,10 +110,10 @@ class _Case(NamedTuple):
     optimizer = config_lib.OptimizerConfig(**self.optimizer)
     tf.keras.mixed_precision.set_global_policy(self.precision)
     return running.make(
-        experiment.METHODS[self.method['name']](
+        components.METHODS[self.method['name']](
             config_lib.MethodConfig(**self.method)),
         strategy=strategy,
-        optimizer=lambda: experiment.OPTIMIZERS[optimizer.name](
+        optimizer=lambda: components.OPTIMIZERS[optimizer.name](
             optimizer, 0.1),
         attack=gradient.Pgd(**{'radius': 16.0, **self.attack}),
         options={'deterministic': False, 'pixel_range': (0.0, 255.0),
@@ -137,6 +138,12 @@ _CASES = {
         dict(name='conadv', lag=2, execution='sequential'),
         dict(direction='raw', norm='l2'), dict(deterministic=True)),
     'conadv, lag 0': _Case(dict(name='conadv', lag=0)),
+    'conadv, next batch, separate': _Case(
+        dict(name='conadv', lag=2, pairing='next_batch'),
+        options=dict(training_pass='separate')),
+    'recycled': _Case(dict(name='conadv', adversary='recycled')),
+    'recycled, lag 0': _Case(
+        dict(name='conadv', adversary='recycled', lag=0), several=True),
 }
 _ALL = pytest.mark.parametrize('case', [
     pytest.param(case, id=name,
@@ -146,7 +153,7 @@ _ALL = pytest.mark.parametrize('case', [
 
 def test_every_method_has_a_case() -> None:
   assert {case.method['name'] for case in _CASES.values()} == set(
-      experiment.METHODS)
+      components.METHODS)
 
 
 @_ALL

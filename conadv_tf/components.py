@@ -1,0 +1,153 @@
+"""What the names of a configuration stand for.
+
+The dictionaries here are the only places where names become code.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import difflib
+from typing import Any
+
+import tensorflow as tf
+
+from conadv_tf import attacks, methods, optimizers
+from conadv_tf import config as config_lib
+from conadv_tf.data import (
+  digits,
+  image_folder,
+  npz,
+  synthetic,
+  tfds_source,
+  tfrecord,
+)
+from conadv_tf.data import source as sources
+from conadv_tf.evaluation import robust
+from conadv_tf.methods import method as method_lib
+from conadv_tf.models import applications, resnet, resnet_cifar, user
+
+DATASETS: dict[str, Callable[[config_lib.DataConfig], sources.Splits]] = {
+    "digits": digits.load,
+    "image_folder": image_folder.load,
+    "npz": npz.load,
+    "synthetic": synthetic.load,
+    "tfds": tfds_source.load,
+    "tfrecord": tfrecord.load,
+}
+
+MODELS: dict[str, Callable[..., tf.keras.Model]] = {
+    "resnet8": resnet_cifar.resnet8,
+    "resnet20": resnet_cifar.resnet20,
+    "resnet32": resnet_cifar.resnet32,
+    "resnet56": resnet_cifar.resnet56,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "resnet50": resnet.resnet50,
+    "resnet101": resnet.resnet101,
+    "resnet152": resnet.resnet152,
+}
+
+
+def _adversarial_options(method: config_lib.MethodConfig) -> dict[str, Any]:
+  return dict(adversarial_fraction=method.adversarial_fraction,
+              adversarial_weight=method.adversarial_weight,
+              bn_branches=method.bn_branches,
+              rebalance_branch_gradients=method.rebalance_branch_gradients)
+
+
+def _conadv(m: config_lib.MethodConfig) -> method_lib.Method:
+  if m.adversary == "recycled":
+    return methods.Recycled(lag=m.lag, **_adversarial_options(m))
+  return methods.ConAdv(lag=m.lag, execution=m.execution, pairing=m.pairing,
+                        **_adversarial_options(m))
+
+
+METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
+    "vanilla": lambda m: methods.Vanilla(),
+    "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
+    "conadv": _conadv,
+}
+
+
+def _keras_options(o: config_lib.OptimizerConfig) -> dict[str, Any]:
+  """What every Keras optimizer can do: clip gradients, average weights."""
+  options = {name: getattr(o, name)
+             for name in ("clipnorm", "clipvalue", "global_clipnorm")}
+  if o.ema_momentum is not None:
+    options.update(use_ema=True, ema_momentum=o.ema_momentum)
+  return options
+
+
+OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
+    "lars": lambda o, lr: optimizers.Lars(
+        lr, momentum=o.momentum, weight_decay=o.weight_decay, eeta=o.eeta,
+        epsilon=o.epsilon or 0.0, nesterov=o.nesterov, **_keras_options(o)),
+    "sgd": lambda o, lr: tf.keras.optimizers.SGD(
+        lr, momentum=o.momentum, nesterov=o.nesterov,
+        weight_decay=o.weight_decay or None, **_keras_options(o)),
+    "adamw": lambda o, lr: tf.keras.optimizers.AdamW(
+        lr, weight_decay=o.weight_decay, beta_1=o.beta_1, beta_2=o.beta_2,
+        epsilon=1e-7 if o.epsilon is None else o.epsilon,
+        **_keras_options(o)),
+}
+
+Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "polynomial": lambda s, d: optimizers.Polynomial(
+        s.peak_lr, d.total_steps + (s.convention == "mlperf"), d.warmup_steps,
+        s.power, s.end_lr),
+    "cosine": lambda s, d: optimizers.Cosine(
+        s.peak_lr, d.total_steps, d.warmup_steps, s.end_lr),
+    "cyclic": lambda s, d: optimizers.Cyclic(s.peak_lr, d.total_steps),
+    "constant": lambda s, d: optimizers.Constant(s.peak_lr, d.warmup_steps),
+    "piecewise": lambda s, d: optimizers.Piecewise(
+        s.peak_lr, [round(b * d.steps_per_epoch) for b in s.boundaries],
+        s.values, d.warmup_steps),
+}
+
+
+def _known(kind: str, table: dict[str, Any], name: str) -> Any:
+  if name in table:
+    return table[name]
+  near = difflib.get_close_matches(name, table, n=1)
+  hint = f"; did you mean {near[0]}?" if near else ""
+  raise config_lib.InputError(
+      f"{kind}={name}: unknown; known are {', '.join(table)}{hint}")
+
+
+def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
+  if ":" in name:
+    return user.builder(name)
+  if name in MODELS:
+    return MODELS[name]
+  if name in applications.names():
+    return applications.builder(name)
+  everything = dict.fromkeys([*MODELS, *applications.names()])
+  return _known("model.name", everything, name)
+
+
+def build_model(model: config_lib.ModelConfig,
+                image_shape: tuple[int, int, int], num_classes: int
+                ) -> tf.keras.Model:
+  """The plain Keras model that a configuration names, not trained."""
+  return _model_builder(model.name)(
+      image_shape, num_classes, **(model.args or {}))
+
+
+def check_names(config: config_lib.ExperimentConfig) -> None:
+  """Looks up every name of the configuration; loads and builds nothing.
+
+  Raises:
+    InputError: that lists the known names.
+  """
+  _known("data.name", DATASETS, config.data.name)
+  _model_builder(config.model.name)
+  _known("method.name", METHODS, config.method.name)
+  for name in config.evaluation.attacks:
+    robust.named_attack(name, config.attack.radius)
+
+
+def attack(config: config_lib.AttackConfig) -> attacks.Pgd:
+  """The attack that a configuration describes."""
+  return attacks.Pgd(**{field.name: getattr(config, field.name)
+                        for field in dataclasses.fields(attacks.Pgd)})

@@ -1,0 +1,250 @@
+"""The two passes that methods are made of: the attack and the training pass."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from conadv_tf import randomness
+from conadv_tf.attacks import compact
+from conadv_tf.layers import outputs as output_lib
+from conadv_tf.layers import routing
+from conadv_tf.methods import method
+from conadv_tf.objectives import per_example
+
+# ---- The attack.
+
+
+def make_perturbation(ctx: method.Context, batch: method.Batch,
+                      rows: int) -> tf.Tensor:
+  """Attacks the first `rows` rows of the received batch.
+
+  The gradient is that of the summed training loss of these rows through
+  `ctx.attack_network`, to the images alone; the attack is local (no
+  collective) and moves no statistic.
+
+  Returns:
+    [rows, h, w, c] in the form of `attacks.compact`.
+  """
+  attack = ctx.attack
+  image, label = as_float(batch.image[:rows]), batch.label[:rows]
+  weight = batch.weight[:rows]
+  descend = attack.target == "random"
+  if descend:
+    key = randomness.make_key(ctx.seed, randomness.ATTACK_TARGET,
+                              ctx.batch_index, ctx.virtual_replica)
+    label = random_other_class(label, key, ctx)
+  branch = attack.branch
+  if branch not in ctx.attack_network.branches:
+    branch = routing.CLEAN  # one set of statistics: there is no other
+  mode = (routing.Mode.PROBE if attack.mode == "batch" else routing.Mode.EVAL)
+
+  def loss_of_x(x: tf.Tensor) -> tf.Tensor:
+    outputs = ctx.attack_network.logits(x, ((branch, rows),), mode)
+    loss = tf.reduce_sum(ctx.loss(label, outputs) * weight)
+    return -loss if descend else loss
+
+  with tf.name_scope("attack"):
+    adversarial = attack(loss_of_x, image, noise_key(ctx), ctx.pixel_range)
+    return compact.encode(attack, adversarial, image, ctx.pixel_range)
+
+
+def perturbed(ctx: method.Context, batch: method.Batch,
+              perturbation: tf.Tensor) -> tf.Tensor:
+  """Adversarial copies of a batch's first rows, float32 [rows, h, w, c]."""
+  image = as_float(batch.image[:perturbation.shape[0]])
+  return compact.decode(ctx.attack, perturbation, image, ctx.pixel_range)
+
+
+def noise_key(ctx: method.Context) -> randomness.Key:
+  """Of the attack's random start on the received batch, int32 [2]."""
+  return randomness.make_key(ctx.seed, randomness.ATTACK_NOISE,
+                             ctx.batch_index, ctx.virtual_replica)
+
+
+def adversarial_rows(rows: int, fraction: float) -> int:
+  """How many of the first rows get an adversarial copy, at least 1."""
+  return max(1, round(fraction * rows))
+
+
+def as_float(image: tf.Tensor) -> tf.Tensor:
+  """Casts images to float32 on the device."""
+  return tf.cast(image, tf.float32)
+
+
+def random_other_class(label: tf.Tensor, key: randomness.Key,
+                       ctx: method.Context) -> tf.Tensor:
+  """Moves every label to a random other class.
+
+  Args:
+    label: classes [b] or [b, 1], or probabilities [b, classes].
+    key: int32 [2].
+    ctx: for the number of classes.
+
+  Returns:
+    Shape and dtype of `label`.
+  """
+  classes = ctx.network.output_shape[-1]
+  rows = label.shape[0]
+  offset = 1 + randomness.integer(key, [rows, 1], classes - 1)
+  if label.shape.rank == 2 and label.shape[1] == classes:
+    source = (tf.range(classes)[None] - offset) % classes
+    return tf.gather(label, source, axis=1, batch_dims=1)
+  moved = (tf.reshape(tf.cast(label, tf.int32), [rows, 1]) + offset) % classes
+  return tf.cast(tf.reshape(moved, tf.shape(label)), label.dtype)
+
+
+# ---- The training pass.
+
+
+class Stream(NamedTuple):
+  """Rows of the training pass that weigh alike.
+
+  Attributes:
+    name: "clean", "augmented" or "adversarial", of its terms.
+    image: float32 [n, h, w, c].
+    label: [n] or [n, classes].
+    weight: float32 [n], of its examples.
+    share: of its mean loss in the objective; a number or float32 scalar.
+  """
+
+  name: str
+  image: tf.Tensor
+  label: tf.Tensor
+  weight: tf.Tensor
+  share: float | tf.Tensor
+
+
+class Pass(NamedTuple):
+  """What a training pass has computed.
+
+  Attributes:
+    gradients: in the order of `network.trainable_variables`.
+    statistics: packed batch statistics, float32 [n].
+    terms: as `method.StepResult.terms`.
+    outputs: of the clean rows, [b, classes].
+    image_gradient: of the summed loss of the clean rows, float32
+      [b, h, w, c], where it was asked for; else ().
+  """
+
+  gradients: list[tf.Tensor]
+  statistics: tf.Tensor
+  terms: dict[str, tuple[tf.Tensor, tf.Tensor]]
+  outputs: tf.Tensor
+  image_gradient: tf.Tensor | tuple[()]
+
+
+def natural_streams(batch: method.Batch,
+                    share: float | tf.Tensor = 1.0) -> list[Stream]:
+  """Clean rows, and augmented ones where there are any, sharing `share`."""
+  views = [("clean", batch.image)]
+  if isinstance(batch.augmented, tf.Tensor):
+    views.append(("augmented", batch.augmented))
+  return [Stream(name, as_float(image), batch.label, batch.weight,
+                 share / len(views)) for name, image in views]
+
+
+def adversarial_stream(batch: method.Batch, image: tf.Tensor,
+                       share: float | tf.Tensor) -> Stream:
+  """Adversarial copies `image` [n, h, w, c] of a batch's first rows."""
+  rows = image.shape[0]
+  return Stream("adversarial", image, batch.label[:rows], batch.weight[:rows],
+                share)
+
+
+def train(ctx: method.Context, streams: Sequence[Stream],
+          segments: routing.Segments, *, to_images: bool = False,
+          regularisation: float = 1.0) -> Pass:
+  """The training pass: one gradient of what the streams share.
+
+  The objective is the sum over streams of share * mean loss, plus the
+  model's own losses; shares of 1/2 are ConAdv's equation 4. Batch
+  normalisation and dropout treat each branch on its own, so it changes
+  nothing but rounding whether the streams go through the network together
+  (`ctx.joined`).
+
+  Args:
+    ctx: the context; `ctx.step` keys the dropout masks.
+    streams: in the order of `segments`, the clean one first.
+    segments: branches of all rows.
+    to_images: whether to differentiate to the first stream's images as well.
+    regularisation: factor of the model's own losses, for a step of several
+      passes.
+  """
+  groups = [(streams, segments)]
+  if not ctx.joined and len(segments) == len(streams):
+    groups = [([stream], (segment,))
+              for stream, segment in zip(streams, segments)]
+  rows = sum(stream.image.shape[0] for stream in streams)
+  outputs, statistics, terms = [], [], {}
+  with tf.name_scope("forward"), tf.GradientTape() as tape:
+    if to_images:
+      tape.watch(streams[0].image)
+    loss = tf.zeros([])
+    for members, part in groups:
+      own_outputs, own_statistics = _forward(ctx, members, part)
+      outputs += own_outputs
+      statistics.append(own_statistics)
+      share = sum(stream.image.shape[0] for stream in members) / rows
+      loss += regularisation * share * ctx.network.regularisation()
+    for stream, logits in zip(streams, outputs):
+      mean = per_example.weighted_mean(
+          ctx.loss(stream.label, logits), stream.weight)
+      terms[f"{stream.name}_loss"] = mean, tf.reduce_sum(stream.weight)
+      loss += stream.share * mean
+    scaled = ctx.scale_loss(loss)
+  with tf.name_scope("backward"):
+    targets = ctx.network.trainable_variables + (
+        [streams[0].image] if to_images else [])
+    gradients = ctx.unscale(tape.gradient(
+        scaled, targets,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO))
+  image_gradient = ()
+  if to_images:
+    # Back from a share of a mean to a sum, as in an attack.
+    image_gradient = gradients.pop() * (
+        tf.reduce_sum(streams[0].weight) / streams[0].share)
+  terms["loss"] = loss, tf.reduce_sum(streams[0].weight)
+  adversarial = streams[-1]
+  if adversarial.name == "adversarial" and per_example.is_classification(
+      adversarial.label, outputs[-1]):
+    terms["adversarial_accuracy"] = per_example.weighted_mean(
+        per_example.is_correct(adversarial.label, outputs[-1]),
+        adversarial.weight), tf.reduce_sum(adversarial.weight)
+  return Pass(gradients, tf.concat(statistics, axis=0), terms, outputs[0],
+              image_gradient)
+
+
+def _forward(ctx: method.Context, streams: Sequence[Stream],
+             segments: routing.Segments) -> tuple[list[tf.Tensor], tf.Tensor]:
+  """Outputs of each stream, taken through together, and their statistics."""
+  images = routing.join([stream.image for stream in streams])
+  key = randomness.make_key(ctx.seed, randomness.DROPOUT, ctx.step,
+                            ctx.virtual_replica)
+  whole, statistics = ctx.network.logits(
+      images, segments, routing.Mode.TRAIN, key)
+  if len(streams) == 1:
+    return [whole], statistics
+  outputs, first = [], 0
+  for stream in streams:
+    last = first + stream.image.shape[0]
+    outputs.append(output_lib.take_rows(whole, first, last))
+    first = last
+  return outputs, statistics
+
+
+def perturbation_terms(ctx: method.Context, batch: method.Batch,
+                       adversarial: Stream
+                       ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+  """Mean sizes of a batch's perturbations, in 1/255 of the pixel range."""
+  low, high = ctx.pixel_range
+  clean = as_float(batch.image[:adversarial.image.shape[0]])
+  delta = (adversarial.image - clean) * 255.0 / (high - low)
+  axes = list(range(1, delta.shape.rank))
+  count = tf.reduce_sum(adversarial.weight)
+  return {
+      "perturbation_linf": (tf.reduce_mean(
+          tf.reduce_max(tf.abs(delta), axis=axes)), count),
+      "perturbation_l2": (tf.reduce_mean(
+          tf.sqrt(tf.reduce_sum(tf.square(delta), axis=axes))), count),
+  }

@@ -1,0 +1,195 @@
+"""What `python -m tools.benchmark` can measure: regimes, models, rows."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import os
+from typing import TypeVar
+
+from conadv_tf.config import InputError
+
+_Table = TypeVar("_Table")
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+  """How a process runs its steps.
+
+  Attributes:
+    intra_op: threads of one operation.
+    inter_op: operations at a time.
+    training_pass: of rows that name none, "joined" or "separate".
+    micro_batches: of an update.
+    rows: that make sense there; () means all.
+  """
+
+  intra_op: int
+  inter_op: int
+  training_pass: str
+  micro_batches: int = 1
+  rows: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A network, its batch, and how long to measure.
+
+  Attributes:
+    name: of `components.MODELS`, or "tiny".
+    image_size: pixels of a side.
+    batch_size: clean examples of an update.
+    rounds: after the warm-up.
+    steps: of each row in a round.
+    regimes: in which it is measured unless models and regimes are chosen.
+  """
+
+  name: str
+  image_size: int
+  batch_size: int
+  rounds: int
+  steps: int
+  regimes: tuple[str, ...]
+
+
+_CORES = os.cpu_count() or 1
+THROUGHPUT, LATENCY, MICRO = "throughput", "latency", "micro"
+REGIMES = {
+    # TensorFlow's own defaults.
+    THROUGHPUT: Regime(_CORES, _CORES, "joined"),
+    LATENCY: Regime(1, 2, "separate"),
+    MICRO: Regime(_CORES, _CORES, "joined", 4, (
+        "vanilla", "disadv_joined", "conadv_joined", "recycled_joined")),
+}
+# One operation at a time on one thread, in which operations are timed.
+SERIAL = Regime(1, 1, "separate")
+
+_BOTH = (THROUGHPUT, LATENCY)
+_ALL = (THROUGHPUT, LATENCY, MICRO)
+MODELS = {
+    "resnet20_b8": Model("resnet20", 32, 8, 11, 3, _BOTH),
+    "resnet20_b64": Model("resnet20", 32, 64, 9, 1, _ALL),
+    "resnet20_b256": Model("resnet20", 32, 256, 5, 1, (THROUGHPUT, MICRO)),
+    "resnet18_b16": Model("resnet18", 64, 16, 7, 1, _BOTH),
+}
+QUICK = {"tiny_b8": Model("tiny", 8, 8, 2, 1, _ALL)}
+# Whose operations are timed for schedules, in the latency regime.
+SCHEDULED = ("resnet20_b64", "tiny_b8")
+# Processors that they are scheduled onto.
+PROCESSORS = (1, 2, 4, 8, 16)
+# Steps whose operations are timed.
+TRACED_STEPS, TRACED_STEPS_QUICK = 7, 2
+# Rows of the latency regime with --quick: tracing is what takes its time.
+_QUICK_LATENCY = ("vanilla", "disadv_joined", "disadv_separate",
+                  "conadv_separate", "recycled_separate", "nsl")
+
+# What stands in the tables for each row, in their order.
+ROWS = {
+    "keras": "plain Keras fit",
+    "floor_vanilla": "tf.function vanilla",
+    "vanilla": "vanilla",
+    "disadv_joined": "DisAdv, concatenated",
+    "disadv_separate": "DisAdv, separate passes",
+    "conadv_joined": "ConAdv, concatenated",
+    "conadv_separate": "ConAdv, separate passes",
+    "conadv_sequential": "ConAdv, sequential",
+    "conadv_lag2": "ConAdv, lag 2",
+    "floor_conadv": "tf.function ConAdv",
+    "recycled_lag0": "recycled, lag 0",
+    "recycled_joined": "recycled, concatenated",
+    "recycled_separate": "recycled, separate passes",
+    "conadv_fraction_0.2": "ConAdv, fraction 0.2",
+    "conadv_fraction_0.5": "ConAdv, fraction 0.5",
+    "conadv_fraction_0.6": "ConAdv, fraction 0.6",
+    "recycled_fraction_0.2": "recycled, fraction 0.2",
+    "recycled_fraction_0.5": "recycled, fraction 0.5",
+    "recycled_fraction_0.6": "recycled, fraction 0.6",
+    "nsl": "NSL",
+    "disadv_shared": "DisAdv, shared statistics, no random start",
+    "nsl_random_start": "NSL, random start",
+    "disadv_shared_random_start": "DisAdv, shared statistics, random start",
+    "sam": "Keras SAM",
+    "weight_copy": "a copy of the weights alone",
+}
+REFERENCE = "vanilla"
+# Not steps of ours: what they leave of the machine is not our doing.
+OTHERS = frozenset({
+    "keras", "floor_vanilla", "floor_conadv", "nsl", "nsl_random_start", "sam",
+    "weight_copy"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What one process measures.
+
+  Attributes:
+    regime_name: of REGIMES; of a schedule, that which it is for.
+    model_name: of MODELS or QUICK.
+    regime: its threads and forms.
+    model: its network and batch.
+    rows: names, in turns round by round.
+    rounds: after the warm-up.
+    traces: whether operations are timed, instead of steps.
+  """
+
+  regime_name: str
+  model_name: str
+  regime: Regime
+  model: Model
+  rows: tuple[str, ...]
+  rounds: int
+  traces: bool = False
+
+  @property
+  def title(self) -> str:
+    """For progress messages."""
+    kind = "operations, " if self.traces else ""
+    return f"{kind}{self.regime_name}, {self.model_name}"
+
+
+def jobs(*, quick: bool, regimes: Sequence[str] = (),
+         models: Sequence[str] = (), rows: Sequence[str] = (),
+         rounds: int | None = None) -> list[Job]:
+  """The processes, in their order; empty choices mean all.
+
+  Raises:
+    InputError: if a name is unknown or nothing is left to measure.
+  """
+  known = QUICK if quick else MODELS
+  chosen_rows = _choose("rows", rows, ROWS)
+  if REFERENCE not in chosen_rows:
+    raise InputError(f"--rows={','.join(rows)}: lacks {REFERENCE}, to which "
+                     "all ratios are")
+  found = []
+  for regime_name in _choose("regimes", regimes, REGIMES):
+    regime = REGIMES[regime_name]
+    suitable = regime.rows
+    if quick and not rows and regime_name == LATENCY:
+      suitable = _QUICK_LATENCY
+    used = tuple(row for row in chosen_rows
+                 if not suitable or row in suitable)
+    for model_name in _choose("models", models, known):
+      model = known[model_name]
+      if regime_name not in model.regimes and not (regimes and models):
+        continue
+      job = Job(regime_name, model_name, regime, model, used,
+                rounds or model.rounds)
+      found.append(job)
+      if regime_name == LATENCY and model_name in SCHEDULED:
+        steps = TRACED_STEPS_QUICK if quick else TRACED_STEPS
+        found.append(dataclasses.replace(
+            job, regime=SERIAL, rounds=steps, traces=True))
+  if not found:
+    raise InputError(
+        f"--regimes={','.join(regimes)}: none of the models is measured there "
+        "unless --models names it")
+  return found
+
+
+def _choose(flag: str, names: Iterable[str],
+            table: dict[str, _Table]) -> list[str]:
+  """The named entries in the table's order, or all."""
+  names = list(names)
+  for name in names:
+    if name not in table:
+      raise InputError(f"--{flag}={name}: unknown; known are "
+                       f"{', '.join(table)}")
+  return [name for name in table if not names or name in names]
