@@ -51,6 +51,7 @@ def _adversarial_options(method: config_lib.MethodConfig) -> dict[str, Any]:
   return dict(adversarial_fraction=method.adversarial_fraction,
               adversarial_weight=method.adversarial_weight,
               bn_branches=method.bn_branches,
+              attack_every=method.attack_every,
               rebalance_branch_gradients=method.rebalance_branch_gradients)
 
 

@@ -15,7 +15,7 @@ from conadv_tf.config import mlperf_rules
 from conadv_tf.distribute import strategies
 from conadv_tf.layers import split_batch_norm
 from conadv_tf.methods import method as method_lib
-from conadv_tf.training import stopping
+from conadv_tf.training import placement, stopping
 
 # Section 4.2 of the ConAdv paper: fewer make batch statistics inaccurate.
 _IMAGES_PER_CORE = 64
@@ -225,6 +225,8 @@ def _method_name(config: config_lib.ExperimentConfig) -> str:
     said.append("recycled adversaries")
   elif method.name == "conadv" and method.pairing == "next_batch":
     said.append("beside the next batch")
+  if method.attack_every > 1:
+    said.append(f"attacking every {method.attack_every} batches")
   return ", ".join(said)
 
 
@@ -241,7 +243,8 @@ def _batch_lines(config: config_lib.ExperimentConfig,
       f"{derived.steps_per_epoch:g} an epoch, for {config.schedule.epochs:g} "
       f"epochs; the first {derived.warmup_steps:,} are warm-up",
       f"batch: {batch:,} = {derived.virtual_replicas} virtual replica(s) of "
-      f"{rows} = {runtime.num_replicas} replica(s) x {runtime.micro_batches} "
+      f"{rows} = {config_lib.training_replicas(runtime)} replica(s) x "
+      f"{runtime.micro_batches} "
       f"micro batch(es); at {_IMAGES_PER_CORE} images a core, "
       f"{math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)",
       f"batch statistics: over {images} images, {group} replica(s) together",
@@ -285,7 +288,7 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
   """Bytes held between updates, over all virtual replicas."""
   lines = []
   held = method.held_spec(_batch_spec(config, found, method), attack)
-  if method.lookahead or method.lookback:
+  if method.holds:
     def size(part: object) -> int:
       return config.derived.virtual_replicas * sum(
           spec.shape.num_elements() * spec.dtype.size
@@ -294,17 +297,33 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
     images = size([held.batch.image, held.batch.augmented])
     perturbations = size(held.perturbation)
     rest = size([held.batch.label, held.batch.weight])
-    share = (images + perturbations + rest) / config.runtime.num_replicas
+    share = ((images + perturbations + rest)
+             / config_lib.training_replicas(config.runtime))
     lines.append(
         f"held: images {_bytes(images)} (uint8), perturbations "
         f"{_bytes(perturbations)} ({held.perturbation.dtype.name}), labels "
         f"and weights {_bytes(rest)}; {_bytes(share)} a replica")
+  if config.runtime.placement == "split":
+    lines.append(_placement_line(config, held.perturbation))
   if method.lagged_copies:
     numbers = figures.numbers + (
         len(method.branches) - 1) * figures.branch_numbers
     lines.append(f"lagged copies: {method.lagged_copies} weight set(s) of "
                  f"{_bytes(4 * numbers)} on every replica")
   return lines
+
+
+def _placement_line(config: config_lib.ExperimentConfig,
+                    perturbation: tf.TensorSpec) -> str:
+  runtime = config.runtime
+  trainers = config_lib.training_replicas(runtime)
+  crossing = 4 * placement.words(perturbation) * trainers
+  return (
+      f"placement: replicas 0 to {trainers - 1} train, {trainers} to "
+      f"{runtime.num_replicas - 1} attack, each for "
+      f"{trainers // runtime.attack_replicas}; a step sums "
+      f"{_bytes(runtime.micro_batches * crossing)} of perturbations over all "
+      f"replicas, {_bytes(crossing)} a micro batch")
 
 
 def _batch_spec(config: config_lib.ExperimentConfig, found: Counts,

@@ -16,7 +16,7 @@ from conadv_tf.evaluation import clean, robust
 from conadv_tf.layers import routing
 from conadv_tf.models import user
 from conadv_tf.objectives import per_example
-from conadv_tf.training import stopping
+from conadv_tf.training import placement, stopping
 from conadv_tf.training import trainer as trainers
 
 # Images come as uint8 and models hold their own normalisation.
@@ -83,20 +83,28 @@ class Experiment:
     data, derived = self.config.data, self.config.derived
     runtime, method = self.config.runtime, self.trainer.method
     # What a resumed run holds is made again from the batch before.
-    start_step = max(0, start_step - method.lookback)
+    start_step -= method.behind(start_step) if start_step else 0
     steps = derived.total_steps - start_step + method.lookahead
 
+    replicas = config_lib.training_replicas(runtime)
+    roles = self.trainer.roles
+
     def of_pipeline(shard: pipeline.Shard) -> tf.data.Dataset:
-      return self.smoothed(pipeline.train_dataset(
+      part = pipeline.Shard(*roles.part(shard.index, shard.count)
+                            ) if roles else shard
+      dataset = self.smoothed(pipeline.train_dataset(
           self.splits.train, global_batch_size=data.global_batch_size,
           micro_batches=runtime.micro_batches, seed=self.config.seed,
           augment=data.augment, start_step=start_step, num_steps=steps,
-          shard=shard, input_shards=data.input_shards,
+          shard=part, input_shards=data.input_shards,
           deterministic=data.deterministic,
           streams=1 + method.augments, mixup=data.mixup,
-          cutmix=data.cutmix, replicas=runtime.num_replicas // shard.count))
+          cutmix=data.cutmix, replicas=replicas // part.count))
+      return roles.arrange(
+          dataset, shard.index, shard.count) if roles else dataset
 
-    return self._shared(of_pipeline, derived.replica_batch_size)
+    return self._shared(of_pipeline, derived.replica_batch_size * (
+        roles.group_size if roles else 1))
 
   def _shared(self, of_pipeline: Callable[[pipeline.Shard], tf.data.Dataset],
               rows: int) -> tf.distribute.DistributedDataset:
@@ -219,6 +227,14 @@ def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:
   return kind(from_logits=outputs == "logits")
 
 
+def _trainer_type(runtime: config_lib.RuntimeConfig
+                  ) -> Callable[..., trainers.Trainer]:
+  if runtime.placement == "together":
+    return trainers.Trainer
+  return functools.partial(placement.TrainerWithAttackers,
+                           attack_replicas=runtime.attack_replicas)
+
+
 def build(config: config_lib.ExperimentConfig,
           splits: sources.Splits | None = None,
           machines: strategies.Machines = strategies.ALONE
@@ -249,7 +265,7 @@ def build(config: config_lib.ExperimentConfig,
     model = components.build_model(
         config.model, splits.train.image_shape, splits.train.num_classes)
     try:
-      trainer = trainers.Trainer(
+      trainer = _trainer_type(runtime)(
           model, components.METHODS[config.method.name](config.method),
           components.attack(config.attack),
           pixel_range=PIXEL_RANGE, seed=config.seed,

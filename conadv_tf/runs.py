@@ -59,8 +59,9 @@ def restore(
         f"model_dir {model_dir} holds no checkpoint yet; train first")
   runtime = config.runtime
   if runtime.strategy in ("multi_worker_mirrored", "tpu"):
-    runtime.micro_batches *= runtime.num_replicas
+    runtime.micro_batches *= config_lib.training_replicas(runtime)
     runtime.strategy, runtime.num_replicas = "one_device", 1
+    runtime.placement = "together"
     config.bn.group_size = 1  # of training, and no figure depends on it
   experiment = experiments.build(config)
   checkpoint.restore(experiment.trainer, result.state, weights_only=True)

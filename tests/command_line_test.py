@@ -147,8 +147,8 @@ def test_describe_writes_nothing(tmp_path: pathlib.Path) -> None:
       'evaluation: 2 time(s), every 1 epoch(s), after epoch 1, 2',
       'lars: 6 of 8 tensors (rank <= 1: batch normalisation and '
       'biases) take no scaling and no decay',
-      'held: images 384 bytes (uint8), adversaries 1,536 bytes (float32), '
-      'labels and weights 64 bytes; 1,984 bytes a replica',
+      'held: images 384 bytes (uint8), perturbations 768 bytes (bfloat16), '
+      'labels and weights 64 bytes; 1,216 bytes a replica',
       # 171 and the other branch's 8, and moving mean and variance of both.
       'lagged copies: 1 weight set(s) of 780 bytes on every replica',
   ]

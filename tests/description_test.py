@@ -138,9 +138,12 @@ def test_memory() -> None:
   # Smoothed labels are float32 [1000]; a weight is float32.
   labels = 32768 * 4 * 1001
   assert lines['held'] == (
-      f'images {pixels / 1e9:.2f} GB (uint8), adversaries '
-      f'{4 * pixels / 1e9:.2f} GB (float32), labels and weights '
-      f'{labels / 1e6:.1f} MB; {(5 * pixels + labels) / 8e9:.2f} GB a replica')
+      f'images {pixels / 1e9:.2f} GB (uint8), perturbations '
+      f'{2 * pixels / 1e9:.2f} GB (bfloat16), labels and weights '
+      f'{labels / 1e6:.1f} MB; {(3 * pixels + labels) / 8e9:.2f} GB a replica')
+  # A signed step from the image itself takes a byte.
+  assert f'{pixels / 1e9:.2f} GB (int8)' in _describe(
+      'conadv', pairs='attack.random_start=0')['held']
   # 14.8 GB of uint8 at 96k; the augmented view doubles it.
   assert '14.80 GB (uint8)' in _describe('conadv', '96k')['held']
   assert '29.60 GB (uint8)' in _describe(

@@ -6,7 +6,6 @@ machine's speed hits all alike and no row follows the same one always.
 """
 
 from collections.abc import Callable, Iterator
-import ctypes
 from multiprocessing import connection as connections
 import os
 import signal
@@ -21,7 +20,6 @@ from absl import logging
 from tools import benchmark_plan
 
 _CLASSES = 10
-_PROCESS = "/proc/self"
 
 Measured = dict[str, Any]
 
@@ -69,7 +67,11 @@ class _Child:
     images = rng.integers(
         0, 256, (rows, model.image_size, model.image_size, 3), np.uint8)
     labels = rng.integers(0, _CLASSES, rows).astype(np.int32)
-    return tf.data.Dataset.from_tensors((images, labels)).repeat()
+    options = tf.data.Options()
+    # Else every iterator has a thread that tunes it, for which its end waits.
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensors(
+        (images, labels)).repeat().with_options(options)
 
   def _model(self) -> Any:
     from conadv_tf import components
@@ -80,6 +82,17 @@ class _Child:
     return components.MODELS[model.name](shape, _CLASSES)
 
   def _row(self, name: str) -> Any:
+    import tensorflow as tf
+    policies = tf.keras.mixed_precision
+    before = policies.global_policy()
+    if name.endswith("_bfloat16"):
+      policies.set_global_policy("mixed_bfloat16")
+    try:
+      return self._made(name)
+    finally:
+      policies.set_global_policy(before)
+
+  def _made(self, name: str) -> Any:
     from tools import benchmark_peers, benchmark_rows
     if name in benchmark_peers.PEERS:
       return benchmark_peers.PEERS[name](self._model(), self._data)
@@ -168,34 +181,32 @@ def state_bytes(trainer: Any) -> dict[str, int]:
   def size(variables: Any) -> int:
     return sum(v.shape.num_elements() * v.dtype.size for v in variables)
 
-  held = getattr(trainer, "_held", None)
-  lagged = getattr(trainer, "lagged", None)
-  return {
-      "held_bytes": size(held._variables) if held else 0,  # pylint: disable=protected-access
-      "lagged_bytes": sum(map(size, lagged.sets)) if lagged else 0}
+  if trainer is None:
+    return {"held_bytes": 0, "lagged_bytes": 0}
+  state = trainer.staleness
+  held, weights = state._held, [*(state.lagged.sets if state.lagged else ())]  # pylint: disable=protected-access
+  if state.attack_weights:
+    weights.append(state.attack_weights.variables)
+  return {"held_bytes": size(held._variables) if held else 0,  # pylint: disable=protected-access
+          "lagged_bytes": sum(map(size, weights))}
 
 
 def peak_bytes(step: Callable[[], None]) -> int | None:
-  """Most memory during a step above what was resident before it.
+  """Most memory in use during a step above what was before it.
 
-  None where the operating system does not say.
+  TensorFlow's allocator says so, for blocks of 256 KiB or more where it is
+  oneDNN's; the operating system does not see it, since that one keeps what is
+  freed. None where the allocator does not count.
   """
+  import tensorflow as tf
+  memory, device = tf.config.experimental, "CPU:0"
   try:
-    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed
-    with open(f"{_PROCESS}/clear_refs", "w", encoding="ascii") as file:
-      file.write("5")  # the peak starts again from now
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-  except (OSError, AttributeError, KeyError):
+    memory.reset_memory_stats(device)
+    before = memory.get_memory_info(device)["current"]
+  except (ValueError, tf.errors.OpError):
     return None
-
-
-def _status(key: str) -> int:
-  """Bytes, from a line like `VmRSS:   123 kB`."""
-  with open(f"{_PROCESS}/status", encoding="ascii") as file:
-    lines = dict(line.split(":", 1) for line in file)
-  return 1024 * int(lines[key].split()[0])
+  step()
+  return memory.get_memory_info(device)["peak"] - before
 
 
 def _tiny(shape: tuple[int, int, int]) -> Any:

@@ -51,18 +51,19 @@ def nsl_random_start(model: tf.keras.Model, data: tf.data.Dataset) -> Row:
 def _nsl(model: tf.keras.Model, data: tf.data.Dataset,
          random_init: bool) -> Row:
   import neural_structured_learning as library
+  image_key, = model.input_names
   config = library.configs.make_adv_reg_config(
       multiplier=1.0, adv_step_size=_RADIUS, adv_grad_norm="infinity",
-      clip_value_min=0.0, clip_value_max=255.0, pgd_iterations=1,
-      pgd_epsilon=_RADIUS, random_init=random_init)
-  image_key, = model.input_names
-
+      # By feature: plain numbers would be ignored.
+      clip_value_min={image_key: 0.0}, clip_value_max={image_key: 255.0},
+      pgd_epsilon=_RADIUS if random_init else None, random_init=random_init)
   image, label = next(iter(data))  # the pipeline's only element
   named = {image_key: tf.cast(image, tf.float32), "label": label}
   return benchmark_rows.fit_row(
       library.keras.AdversarialRegularization(
           model, label_keys=["label"], adv_config=config),
-      tf.data.Dataset.from_tensors(named).repeat())
+      tf.data.Dataset.from_tensors(named).repeat().with_options(
+          data.options()))
 
 
 def floor_vanilla(model: tf.keras.Model, data: tf.data.Dataset) -> Row:

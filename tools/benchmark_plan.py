@@ -5,8 +5,6 @@ import dataclasses
 import os
 from typing import TypeVar
 
-from conadv_tf.config import InputError
-
 _Table = TypeVar("_Table")
 
 
@@ -52,23 +50,29 @@ class Model:
 
 _CORES = os.cpu_count() or 1
 THROUGHPUT, LATENCY, MICRO = "throughput", "latency", "micro"
+SETTINGS = "settings"
+_SETTINGS_ROWS = (
+    "vanilla", "vanilla_jit", "vanilla_bfloat16", "conadv_joined",
+    "conadv_jit", "conadv_bfloat16")
 REGIMES = {
     # TensorFlow's own defaults.
     THROUGHPUT: Regime(_CORES, _CORES, "joined"),
     LATENCY: Regime(1, 2, "separate"),
     MICRO: Regime(_CORES, _CORES, "joined", 4, (
         "vanilla", "disadv_joined", "conadv_joined", "recycled_joined")),
+    SETTINGS: Regime(_CORES, _CORES, "joined", 1, _SETTINGS_ROWS),
 }
 # One operation at a time on one thread, in which operations are timed.
 SERIAL = Regime(1, 1, "separate")
 
 _BOTH = (THROUGHPUT, LATENCY)
 _ALL = (THROUGHPUT, LATENCY, MICRO)
+_MOST = (*_ALL, SETTINGS)
 MODELS = {
     "resnet20_b8": Model("resnet20", 32, 8, 11, 3, _BOTH),
-    "resnet20_b64": Model("resnet20", 32, 64, 9, 1, _ALL),
+    "resnet20_b64": Model("resnet20", 32, 64, 9, 1, _MOST),
     "resnet20_b256": Model("resnet20", 32, 256, 5, 1, (THROUGHPUT, MICRO)),
-    "resnet18_b16": Model("resnet18", 64, 16, 7, 1, _BOTH),
+    "resnet18_b16": Model("resnet18", 64, 16, 7, 1, (*_BOTH, SETTINGS)),
 }
 QUICK = {"tiny_b8": Model("tiny", 8, 8, 2, 1, _ALL)}
 # Whose operations are timed for schedules, in the latency regime.
@@ -77,9 +81,6 @@ SCHEDULED = ("resnet20_b64", "tiny_b8")
 PROCESSORS = (1, 2, 4, 8, 16)
 # Steps whose operations are timed.
 TRACED_STEPS, TRACED_STEPS_QUICK = 7, 2
-# Rows of the latency regime with --quick: tracing is what takes its time.
-_QUICK_LATENCY = ("vanilla", "disadv_joined", "disadv_separate",
-                  "conadv_separate", "recycled_separate", "nsl")
 
 # What stands in the tables for each row, in their order.
 ROWS = {
@@ -99,6 +100,7 @@ ROWS = {
     "conadv_fraction_0.2": "ConAdv, fraction 0.2",
     "conadv_fraction_0.5": "ConAdv, fraction 0.5",
     "conadv_fraction_0.6": "ConAdv, fraction 0.6",
+    "conadv_attack_every_4": "ConAdv, attacks every 4th batch",
     "recycled_fraction_0.2": "recycled, fraction 0.2",
     "recycled_fraction_0.5": "recycled, fraction 0.5",
     "recycled_fraction_0.6": "recycled, fraction 0.6",
@@ -107,6 +109,10 @@ ROWS = {
     "nsl_random_start": "NSL, random start",
     "disadv_shared_random_start": "DisAdv, shared statistics, random start",
     "sam": "Keras SAM",
+    "vanilla_jit": "vanilla, jit_compile",
+    "conadv_jit": "ConAdv, jit_compile",
+    "vanilla_bfloat16": "vanilla, mixed_bfloat16",
+    "conadv_bfloat16": "ConAdv, mixed_bfloat16",
     "weight_copy": "a copy of the weights alone",
 }
 REFERENCE = "vanilla"
@@ -114,6 +120,18 @@ REFERENCE = "vanilla"
 OTHERS = frozenset({
     "keras", "floor_vanilla", "floor_conadv", "nsl", "nsl_random_start", "sam",
     "weight_copy"})
+# Rows with --quick, which spends its time tracing.
+_ONLY_SETTINGS = frozenset(
+    row for row in _SETTINGS_ROWS if row.endswith(("_jit", "_bfloat16")))
+_QUICK_ROWS = {
+    SETTINGS: _SETTINGS_ROWS,
+    THROUGHPUT: tuple(row for row in ROWS
+                      if row not in _ONLY_SETTINGS and not row.endswith(
+                          ("fraction_0.5", "fraction_0.6"))),
+    LATENCY: ("vanilla", "disadv_joined", "disadv_separate", "conadv_separate",
+              "recycled_separate"),
+    MICRO: REGIMES[MICRO].rows,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +172,7 @@ def jobs(*, quick: bool, regimes: Sequence[str] = (),
     InputError: if a name is unknown or nothing is left to measure.
   """
   known = QUICK if quick else MODELS
+  from conadv_tf.config import InputError
   chosen_rows = _choose("rows", rows, ROWS)
   if REFERENCE not in chosen_rows:
     raise InputError(f"--rows={','.join(rows)}: lacks {REFERENCE}, to which "
@@ -161,11 +180,11 @@ def jobs(*, quick: bool, regimes: Sequence[str] = (),
   found = []
   for regime_name in _choose("regimes", regimes, REGIMES):
     regime = REGIMES[regime_name]
-    suitable = regime.rows
-    if quick and not rows and regime_name == LATENCY:
-      suitable = _QUICK_LATENCY
+    suitable = (_QUICK_ROWS[regime_name] if quick and not rows
+                else regime.rows)
     used = tuple(row for row in chosen_rows
-                 if not suitable or row in suitable)
+                 if row in suitable or not suitable
+                 and row not in _ONLY_SETTINGS)
     for model_name in _choose("models", models, known):
       model = known[model_name]
       if regime_name not in model.regimes and not (regimes and models):
@@ -187,6 +206,7 @@ def jobs(*, quick: bool, regimes: Sequence[str] = (),
 def _choose(flag: str, names: Iterable[str],
             table: dict[str, _Table]) -> list[str]:
   """The named entries in the table's order, or all."""
+  from conadv_tf.config import InputError
   names = list(names)
   for name in names:
     if name not in table:

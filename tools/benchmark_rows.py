@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import conadv_tf as ca
 from conadv_tf.methods import method as methods
+from conadv_tf.training import placement
 
 Step = Callable[[], dict[str, tf.Tensor]]
 
@@ -47,15 +48,18 @@ def loss() -> tf.keras.losses.Loss:
   return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def fit_row(model: tf.keras.Model, data: Any) -> Row:
+def fit_row(model: tf.keras.Model, data: Any,
+            jit_compile: bool | None = None) -> Row:
   """What `fit` calls for an execution of one update.
 
   Args:
     model: a plain Keras model or a trainer, not compiled; under a strategy
       this is called in its scope.
     data: endless, of batches.
+    jit_compile: as in `compile`.
   """
-  model.compile(optimizer(), loss(), metrics=["accuracy"])
+  model.compile(optimizer(), loss(), metrics=["accuracy"],
+                jit_compile=jit_compile)
   functions = []
 
   class Capture(tf.keras.callbacks.Callback):
@@ -84,12 +88,19 @@ def trainer(method: methods.Method, model: tf.keras.Model,
   return ca.Trainer(model, method, attack, pixel_range=(0., 255.), **options)
 
 
+def split_trainer(model: tf.keras.Model) -> placement.TrainerWithAttackers:
+  """ConAdv of lag 1 whose last replica attacks for all others."""
+  return placement.TrainerWithAttackers(
+      model, ca.methods.ConAdv(), _PAPER, pixel_range=(0., 255.))
+
+
 class _Ours(NamedTuple):
   """A row of ours: its method, form (None: the regime's) and attack."""
 
   method: Callable[[], methods.Method]
   training_pass: str | None = None
   attack: ca.attacks.Pgd = _PAPER
+  jit_compile: bool | None = None
 
 
 def _fractions() -> dict[str, _Ours]:
@@ -116,6 +127,11 @@ OURS = {
     "recycled_joined": _Ours(ca.methods.Recycled, "joined"),
     "recycled_separate": _Ours(ca.methods.Recycled, "separate"),
     **_fractions(),
+    "conadv_attack_every_4": _Ours(lambda: ca.methods.ConAdv(attack_every=4)),
+    "vanilla_jit": _Ours(ca.methods.Vanilla, jit_compile=True),
+    "conadv_jit": _Ours(ca.methods.ConAdv, jit_compile=True),
+    "vanilla_bfloat16": _Ours(ca.methods.Vanilla),
+    "conadv_bfloat16": _Ours(ca.methods.ConAdv),
     "disadv_shared": _Ours(
         lambda: ca.methods.DisAdv(bn_branches=1), attack=_FGSM),
     "disadv_shared_random_start": _Ours(
@@ -137,4 +153,5 @@ def ours(name: str, model: tf.keras.Model, data: Any, *, training_pass: str,
   kind = OURS[name]
   return fit_row(trainer(
       kind.method(), model, kind.attack, micro_batches=micro_batches,
-      training_pass=kind.training_pass or training_pass), data)
+      training_pass=kind.training_pass or training_pass), data,
+                 kind.jit_compile)

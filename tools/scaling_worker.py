@@ -1,4 +1,4 @@
-"""A worker process of `python -m tools.benchmark scaling`.
+"""A worker process of the benchmarks over several workers.
 
 It has one core and one TensorFlow thread of each kind, builds what it is asked
 for once and keeps it, and waits at its pipe, so that it costs the others
@@ -15,6 +15,7 @@ import time
 import traceback
 
 KERAS, VANILLA, CONADV, DISADV = "Keras", "vanilla", "ConAdv", "DisAdv"
+SPLIT = "split"  # ConAdv, whose last worker only attacks, for all others
 ALL_REDUCE = "all-reduce"
 # All-reduces of one execution: so many that its own cost does not count.
 REDUCTIONS = 20
@@ -42,7 +43,8 @@ class Work:
 
   Attributes:
     name: a row of the benchmark, or ALL_REDUCE.
-    size: clean examples of a step of this worker, or bytes of the message.
+    size: clean examples of a step of a worker that trains, or bytes of the
+      message.
   """
 
   name: str
@@ -118,10 +120,13 @@ class _Worker:
     methods = {VANILLA: ca.methods.Vanilla, CONADV: ca.methods.ConAdv,
                DISADV: ca.methods.DisAdv}
     with self._strategy.scope():
-      model = self._model()
-      if work.name != KERAS:
+      model, rows = self._model(), work.size
+      if work.name == SPLIT:
+        model = benchmark_rows.split_trainer(model)
+        rows *= model.roles.group_size
+      elif work.name != KERAS:
         model = benchmark_rows.trainer(methods[work.name](), model)
-      return benchmark_rows.fit_step(model, self._data(work.size))
+      return benchmark_rows.fit_step(model, self._data(rows))
 
   def _data(self, rows: int) -> object:
     """The same batch again and again, another one for each worker."""

@@ -64,6 +64,11 @@ def decode(attack: gradient.Pgd, code: tf.Tensor, image: tf.Tensor,
   return tf.clip_by_value(image + delta, *pixel_range)
 
 
+def sign(code: tf.Tensor) -> tf.Tensor:
+  """The perturbation's sign in every pixel, at full size, in the same form."""
+  return tf.cast(tf.sign(tf.cast(code, tf.float32)), code.dtype)
+
+
 def _radius(radius: float, pixel_range: tuple[float, float]) -> float:
   low, high = pixel_range
   return radius * (high - low) / 255.0

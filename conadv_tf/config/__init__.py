@@ -21,4 +21,5 @@ from conadv_tf.config.schema import (
     OptimizerConfig,
     RuntimeConfig,
     ScheduleConfig,
+    training_replicas,
 )

@@ -20,6 +20,7 @@ from conadv_tf.config.schema import (
     SCHEDULE_USES,
     ScheduleConfig,
     show,
+    training_replicas,
 )
 
 _AT_LEAST_1 = ('at least 1', lambda v: v >= 1)
@@ -42,6 +43,7 @@ _RANGES = {
     'data.shuffle_buffer': _AT_LEAST_1,
     'objective.label_smoothing': _BELOW_1,
     'method.lag': _NOT_NEGATIVE,
+    'method.attack_every': _AT_LEAST_1,
     'method.adversarial_fraction':
         ('above 0 and at most 1', lambda v: 0 < v <= 1),
     'method.adversarial_weight': _PROBABILITY,
@@ -70,6 +72,7 @@ _RANGES = {
     'schedule.values': _NOT_NEGATIVE,
     'runtime.num_replicas': _AT_LEAST_1,
     'runtime.micro_batches': _AT_LEAST_1,
+    'runtime.attack_replicas': _AT_LEAST_1,
     'runtime.stall_seconds': _POSITIVE,
     'data.input_shards': _AT_LEAST_1,
     'runtime.steps_per_execution': _AT_LEAST_1,
@@ -100,6 +103,7 @@ def validate(config: ExperimentConfig) -> None:
         raise InputError(f'{key}: must be {text}, got {show(number)}')
   _check_augmentation(config)
   _check_replicas(config.runtime)
+  _check_placement(config)
   _check_reduction(config.runtime)
   _check_schedule(config.schedule)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
@@ -140,6 +144,34 @@ def _check_replicas(runtime: RuntimeConfig) -> None:
                        f'exclude each other ({reason}); leave it out')
 
 
+def _check_placement(config: ExperimentConfig) -> None:
+  if config.runtime.placement == 'together':
+    return
+  method = config.method
+  for key, value, legal, reason in (
+      ('method.name', method.name, method.name == 'conadv',
+       'there is no attack beside the training pass; set conadv'),
+      ('method.adversary', method.adversary, method.adversary == 'fresh',
+       'there is no attack to give away; set fresh'),
+      ('method.lag', method.lag, method.lag >= 1,
+       'the update waits for its own adversaries; set 1 or more'),
+      ('method.execution', method.execution, method.execution == 'concurrent',
+       'the update waits for its own adversaries; set concurrent'),
+      ('method.pairing', method.pairing, method.pairing == 'same_batch',
+       'the attack looks no batch ahead; set same_batch'),
+      ('method.attack_every', method.attack_every, method.attack_every == 1,
+       'attackers have nothing else to do between attacks; set 1'),
+      ('bn.group_size', config.bn.group_size, config.bn.group_size == 1,
+       'replicas that attack have no batch statistics to share; set 1'),
+      ('runtime.strategy', config.runtime.strategy,
+       config.runtime.strategy != 'one_device',
+       'it needs at least 2 replicas; set another')):
+    if not legal:
+      raise InputError(
+          f'{key}: {show(value)} and runtime.placement=split exclude each '
+          f'other ({reason}, or runtime.placement=together)')
+
+
 def _check_reduction(runtime: RuntimeConfig) -> None:
   if runtime.deterministic and runtime.reduce_dtype != 'float32':
     raise InputError(
@@ -151,13 +183,17 @@ def _check_reduction(runtime: RuntimeConfig) -> None:
 def check_batch(config: ExperimentConfig) -> None:
   """Raises InputError unless the batch divides among virtual replicas."""
   batch, runtime = config.data.global_batch_size, config.runtime
-  replicas, micro_batches = runtime.num_replicas or 1, runtime.micro_batches
+  replicas, micro_batches = training_replicas(runtime), runtime.micro_batches
+  if runtime.placement == 'split':
+    _check_roles(runtime)
   parts = replicas * micro_batches
   if batch % parts:
     nearest = max(1, (2 * batch + parts) // (2 * parts)) * parts
+    without = (f' (without {runtime.attack_replicas} that attack)'
+               if runtime.placement == 'split' else '')
     raise InputError(
         f'data.global_batch_size: {batch} does not divide among '
-        f'{replicas} runtime.num_replicas x {micro_batches} '
+        f'{replicas} runtime.num_replicas{without} x {micro_batches} '
         f'runtime.micro_batches = {parts}; the nearest batch that does is '
         f'{nearest}')
   group = config.bn.group_size or replicas
@@ -165,6 +201,16 @@ def check_batch(config: ExperimentConfig) -> None:
     raise InputError(
         f'bn.group_size: groups of {group} do not divide the {replicas} '
         'runtime.num_replicas; 1 is no groups, 0 one of all replicas')
+
+
+def _check_roles(runtime: RuntimeConfig) -> None:
+  """Raises InputError unless trainers divide among attackers."""
+  trainers, attackers = training_replicas(runtime), runtime.attack_replicas
+  if trainers < 1 or trainers % attackers:
+    raise InputError(
+        f'runtime.attack_replicas: {attackers} of {runtime.num_replicas or 1} '
+        f'runtime.num_replicas leave {max(0, trainers)} that train, which do '
+        'not divide among those that attack; change one of them')
 
 
 def _check_schedule(schedule: ScheduleConfig) -> None:

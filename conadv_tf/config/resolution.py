@@ -14,6 +14,7 @@ from conadv_tf.config.schema import (
     SCHEDULE_USES,
     ScheduleConfig,
     show,
+    training_replicas,
 )
 
 _NO_PART_OF_THE_EXPERIMENT = (
@@ -46,7 +47,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
   if step_size is None:
     step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)
   runtime.num_replicas = runtime.num_replicas or 1
-  virtual_replicas = runtime.num_replicas * runtime.micro_batches
+  virtual_replicas = training_replicas(runtime) * runtime.micro_batches
   resolved.derived = DerivedConfig(
       num_examples=int(num_examples),
       total_steps=total_steps,
@@ -132,6 +133,8 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
                 'data.max_bad_examples'}
   if config.runtime.strategy != 'multi_worker_mirrored':
     ignored |= {'runtime.communication'}
+  if config.runtime.placement == 'together':
+    ignored |= {'runtime.attack_replicas'}
   if config.evaluation.patience is None:
     ignored |= {'evaluation.monitor'}
   if not config.mlperf.log:

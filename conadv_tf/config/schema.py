@@ -93,6 +93,7 @@ class MethodConfig(base_config.Config):
   adversarial_fraction: float = 1.0
   adversarial_weight: float | None = None
   pairing: Literal['same_batch', 'next_batch'] = 'same_batch'
+  attack_every: int = 1
   bn_branches: Literal[1, 2, 3] = 2
   rebalance_branch_gradients: bool = False
 
@@ -162,8 +163,9 @@ class RuntimeConfig(base_config.Config):
   """Where and how it runs; changes no result beyond rounding.
 
   Null `num_replicas` takes every device (of CPUs, one a process), null
-  `stall_seconds` waits for ever. `on_nan: skip_step` leaves the weights as
-  they are where an update is not finite.
+  `stall_seconds` waits for ever. `placement: split` makes adversaries on
+  `attack_replicas` of the replicas, which do not train. `on_nan: skip_step`
+  leaves the weights as they are where an update is not finite.
   """
   strategy: Literal[
       'one_device', 'mirrored', 'multi_worker_mirrored', 'tpu'] = 'one_device'
@@ -175,6 +177,8 @@ class RuntimeConfig(base_config.Config):
   deterministic: bool = False
   jit_compile: bool = False
   training_pass: Literal['joined', 'separate'] = 'joined'
+  placement: Literal['together', 'split'] = 'together'
+  attack_replicas: int = 1
   steps_per_execution: int = 1
   on_nan: Literal['stop', 'skip_step'] = 'stop'
   stall_seconds: float | None = 1800.0
@@ -271,6 +275,12 @@ SCHEDULE_USES = {
     'cyclic': (),
     'constant': ('schedule.warmup_epochs',),
 }
+
+
+def training_replicas(runtime: RuntimeConfig) -> int:
+  """Returns how many replicas train, all where none only attacks."""
+  attacking = runtime.attack_replicas if runtime.placement == 'split' else 0
+  return (runtime.num_replicas or 1) - attacking
 
 
 def flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """A Keras model whose batch normalisations know several branches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import logging
 import types
 
@@ -94,6 +94,11 @@ def read(variable: tf.Variable) -> np.ndarray:
   rounds even where all replicas hold the same value.
   """
   return getattr(variable, "values", (variable,))[0].numpy()
+
+
+def values(variables: Sequence[tf.Variable]) -> list[np.ndarray]:
+  """Values on the first replica."""
+  return [read(v) for v in variables]
 
 
 def _example_inputs(model: tf.keras.Model, rows: int) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,6 +22,8 @@ class AdversarialMethod(method.Method):
     bn_branches: 2 splits batch normalisation; 1 normalises clean and
       adversarial rows together, once; 3 trains on an augmented view of the
       batch (`Batch.augmented`) as well, through statistics of its own.
+    attack_every: k; every k-th batch is attacked, those between take the
+      sign of the last perturbation, row by row, at full size.
     rebalance_branch_gradients: divides the gradients of each branch's own
       gamma and beta by the branch's share of the loss.
   """
@@ -32,6 +35,7 @@ class AdversarialMethod(method.Method):
 
   def __init__(self, *, adversarial_fraction: float = 1.0,
                adversarial_weight: float | None = None, bn_branches: int = 2,
+               attack_every: int = 1,
                rebalance_branch_gradients: bool = False):
     """Checks and keeps the options.
 
@@ -40,6 +44,7 @@ class AdversarialMethod(method.Method):
       adversarial_weight: in [0, 1]; None weighs all streams alike: 1/2, and
         1/3 with three branches, whose augmented and clean rows share 1 - w.
       bn_branches: 1, 2 or 3.
+      attack_every: at least 1; more needs a signed attack in an linf ball.
       rebalance_branch_gradients: needs split statistics and 0 < w < 1.
 
     Raises:
@@ -59,6 +64,9 @@ class AdversarialMethod(method.Method):
                        "and 0 < adversarial_weight < 1")
     if bn_branches not in routing.BRANCHES:
       raise ValueError(f"bn_branches must be 1, 2 or 3, got {bn_branches}")
+    if attack_every < 1:
+      raise ValueError(f"attack_every must be at least 1, got {attack_every}")
+    self.attack_every = attack_every
     self.adversarial_fraction = adversarial_fraction
     self.adversarial_weight = adversarial_weight
     self.bn_branches = bn_branches
@@ -66,7 +74,8 @@ class AdversarialMethod(method.Method):
     self.branches = routing.BRANCHES[bn_branches]
     self.augments = bn_branches == 3
     self.passes_per_step = (
-        3.0 * (1 + self.augments) + 5.0 * adversarial_fraction)
+        3.0 * (1 + self.augments)
+        + (3.0 + 2.0 / attack_every) * adversarial_fraction)
     if self.augments:
       self.terms += ("augmented_loss",)
 
@@ -84,18 +93,44 @@ class AdversarialMethod(method.Method):
 
   def default_attack(self, attack: gradient_attacks.Pgd
                      ) -> gradient_attacks.Pgd:
-    """Adversarial branch, random start (ConAdv section 4.1)."""
+    """Adversarial branch, random start (ConAdv section 4.1).
+
+    Raises:
+      ValueError: for an attack that the method cannot use.
+    """
+    if self.attack_every > 1 and (attack.norm, attack.direction) != (
+        "linf", "sign"):
+      raise ValueError(
+          f"attack_every={self.attack_every} takes the sign of the last "
+          "perturbation: it needs attack.norm=linf and attack.direction=sign")
     return dataclasses.replace(
         attack,
         branch=attack.branch or routing.ADVERSARIAL,
         random_start=(1.0 if attack.random_start is None
                       else attack.random_start))
 
-  def make_perturbation(self, ctx: method.Context,
-                        batch: method.Batch) -> tf.Tensor:
-    """Attacks the received batch's first rows."""
-    return passes.make_perturbation(
-        ctx, batch, self.adversarial_rows(batch.image.shape[0]))
+  def make_perturbation(self, ctx: method.Context, batch: method.Batch,
+                        held: Any) -> tf.Tensor:
+    """Attacks the received batch's first rows, every `attack_every` batches.
+
+    Args:
+      ctx: the context.
+      batch: as received.
+      held: with the last perturbation, where not every batch is attacked.
+    """
+    rows = self.adversarial_rows(batch.image.shape[0])
+    if self.attack_every == 1:
+      return passes.make_perturbation(ctx, batch, rows)
+    return tf.cond(
+        tf.equal((ctx.batch_index - ctx.first) % self.attack_every, 0),
+        lambda: passes.make_perturbation(ctx, batch, rows),
+        lambda: compact.sign(held.perturbation))
+
+  def attack_then_train(self, ctx: method.Context, batch: method.Batch,
+                        held: Any) -> method.StepResult:
+    """Attacks the received batch and trains on the pair."""
+    pair = method.Held(batch, self.make_perturbation(ctx, batch, held))
+    return self.train_on_pair(ctx, batch, pair)._replace(held=pair)
 
   def held_spec(self, batch: method.Batch,
                 attack: gradient_attacks.Pgd) -> method.Held:
@@ -103,6 +138,11 @@ class AdversarialMethod(method.Method):
     rows = self.adversarial_rows(batch.image.shape[0])
     return method.Held(batch, tf.TensorSpec(
         [rows] + batch.image.shape[1:], compact.dtype(attack)))
+
+  def prime(self, ctx: method.Context, batch: method.Batch,
+            held: Any) -> method.Held:
+    """A batch and its perturbation; at first x_hat_0, made with theta_0."""
+    return method.Held(batch, self.make_perturbation(ctx, batch, held))
 
   def train_on_pair(self, ctx: method.Context, batch: method.Batch,
                     attacked: method.Held) -> method.StepResult:

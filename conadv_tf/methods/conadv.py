@@ -93,20 +93,15 @@ class ConAdv(adversarial.AdversarialMethod):
     if self.lookahead or self.lookback:
       self.longest_chain = 2.0
 
-  def prime(self, ctx: method.Context, batch: method.Batch) -> method.Held:
-    """The pair that the next step trains on: at first x_hat_0 of theta_0."""
-    return method.Held(batch, self.make_perturbation(ctx, batch))
-
   def step(self, ctx: method.Context, batch: method.Batch,
            held: Any) -> method.StepResult:
     """Algorithm 1, one worker k, one iteration t."""
     if not (self.lookahead or self.lookback):
-      pair = method.Held(batch, self.make_perturbation(ctx, batch))
-      return self.train_on_pair(ctx, batch, pair)
+      return self.attack_then_train(ctx, batch, held)
 
     # Gradient at theta_t on (B_t, x_hat_t), made one step ago.
     clean = batch if self.lookback else held.batch
     result = self.train_on_pair(ctx, clean, held)
     # Meanwhile x_hat_{t+1} from B_{t+1}, with weights that are old by then.
     return result._replace(
-        held=method.Held(batch, self.make_perturbation(ctx, batch)))
+        held=method.Held(batch, self.make_perturbation(ctx, batch, held)))

@@ -20,6 +20,4 @@ class DisAdv(adversarial.AdversarialMethod):
   def step(self, ctx: method.Context, batch: method.Batch,
            held: Any) -> method.StepResult:
     """x_hat(theta_t), then the gradient of equation 4 at theta_t."""
-    del held
-    perturbation = self.make_perturbation(ctx, batch)
-    return self.train_on_pair(ctx, batch, method.Held(batch, perturbation))
+    return self.attack_then_train(ctx, batch, held)

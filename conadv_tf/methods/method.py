@@ -73,8 +73,7 @@ class Context:
     seed: the run's seed.
     step: index t of this update, int32 scalar.
     batch_index: index of the received batch, t or t + 1.
-    ready: whether something is held; only false in the first update of a
-      method with `lookback`.
+    first: index of the first update since which something is held.
     virtual_replica: index v of this slice of the global batch.
     pixel_range: smallest and largest pixel value.
     joined: whether the training pass takes clean and adversarial rows
@@ -92,10 +91,16 @@ class Context:
   batch_index: tf.Tensor
   virtual_replica: tf.Tensor
   pixel_range: tuple[float, float]
-  ready: tf.Tensor | bool = True
+  first: tf.Tensor | int = -1
   joined: bool = True
   scale_loss: Any = lambda loss: loss
   unscale: Any = lambda gradients: gradients
+
+
+  @property
+  def ready(self) -> tf.Tensor | bool:
+    """Whether something is held that this update may train on."""
+    return self.step > self.first
 
 
 class Method:
@@ -105,6 +110,8 @@ class Method:
     lag: age in updates of the weights that make adversaries.
     lookahead: batches received ahead of the one trained on, 0 or 1.
     lookback: batches whose adversaries are trained on after them, 0 or 1.
+    attack_every: batches from one attack to the next; those between take the
+      last perturbation's sign.
     lagged_copies: weight sets that the trainer keeps for the method.
     branches: batch normalisation branches that the network needs.
     passes_per_step: forward passes F of the clean batch that a step costs.
@@ -117,6 +124,7 @@ class Method:
   lag: int = 0
   lookahead: int = 0
   lookback: int = 0
+  attack_every: int = 1
   lagged_copies: int = 0
   branches: tuple[str, ...] = routing.BRANCHES[1]
   passes_per_step: float = 3.0
@@ -139,15 +147,32 @@ class Method:
     del batch, attack
     return ()
 
-  def prime(self, ctx: Context, batch: Batch) -> Any:
+  @property
+  def holds(self) -> bool:
+    """Whether anything waits for the next update."""
+    return bool(self.lookahead or self.lookback or self.attack_every > 1)
+
+  def behind(self, step: int) -> int:
+    """Batches before the one of update `step` that a resumed run sees again.
+
+    From them it makes again what is held: from the last batch that was
+    attacked on, one after another.
+    """
+    if not self.holds:
+      return 0
+    waiting = 1 - self.lookahead
+    return waiting + (step - waiting) % self.attack_every
+
+  def prime(self, ctx: Context, batch: Batch, held: Any) -> Any:
     """Makes what the next step expects to be held, where it holds anything.
 
     Args:
       ctx: of the received batch.
-      batch: with lookahead the one that is trained on next, with lookback
-        the one before that.
+      batch: with lookahead the one that is trained on next, else the one
+        before that.
+      held: what was held before it.
     """
-    del ctx, batch
+    del ctx, batch, held
     return ()
 
   def step(self, ctx: Context, batch: Batch, held: Any) -> StepResult:

@@ -205,14 +205,21 @@ def train(ctx: method.Context, streams: Sequence[Stream],
     image_gradient = gradients.pop() * (
         tf.reduce_sum(streams[0].weight) / streams[0].share)
   terms["loss"] = loss, tf.reduce_sum(streams[0].weight)
-  adversarial = streams[-1]
-  if adversarial.name == "adversarial" and per_example.is_classification(
-      adversarial.label, outputs[-1]):
-    terms["adversarial_accuracy"] = per_example.weighted_mean(
-        per_example.is_correct(adversarial.label, outputs[-1]),
-        adversarial.weight), tf.reduce_sum(adversarial.weight)
+  terms.update(_accuracy(streams[-1], outputs[-1]))
   return Pass(gradients, tf.concat(statistics, axis=0), terms, outputs[0],
               image_gradient)
+
+
+def _accuracy(stream: Stream, outputs: tf.Tensor
+              ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+  """The term of adversarial rows, where there are classes."""
+  if stream.name != "adversarial" or not per_example.is_classification(
+      stream.label, outputs):
+    return {}
+  return {"adversarial_accuracy": (
+      per_example.weighted_mean(
+          per_example.is_correct(stream.label, outputs), stream.weight),
+      tf.reduce_sum(stream.weight))}
 
 
 def _forward(ctx: method.Context, streams: Sequence[Stream],

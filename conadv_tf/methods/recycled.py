@@ -72,6 +72,9 @@ class Recycled(adversarial.AdversarialMethod):
       raise ValueError(
           "recycled adversaries need bn_branches=2 or 3: with shared "
           "statistics the gradient of clean images depends on the others")
+    if self.attack_every > 1:
+      raise ValueError("recycled adversaries cost no attack: attack_every has "
+                       f"nothing to leave out, got {self.attack_every}")
     if self.adversarial_weight == 1:
       raise ValueError("recycled adversaries need adversarial_weight below 1: "
                        "without a clean loss there is nothing to recycle")
@@ -100,12 +103,10 @@ class Recycled(adversarial.AdversarialMethod):
     return dataclasses.replace(
         attack, branch=routing.CLEAN, random_start=attack.random_start or 0.0)
 
-  def prime(self, ctx: method.Context, batch: method.Batch) -> method.Held:
-    """The adversary of the batch before: that of its own update."""
-    spec = self.held_spec(batch, ctx.attack)
-    nothing = method.Held(batch, tf.zeros(
-        spec.perturbation.shape, spec.perturbation.dtype))
-    return self.step(ctx, batch, nothing).held
+  def prime(self, ctx: method.Context, batch: method.Batch,
+            held: Any) -> method.Held:
+    """The adversary that the batch's own update has made."""
+    return self.step(ctx, batch, held).held
 
   def step(self, ctx: method.Context, batch: method.Batch,
            held: Any) -> method.StepResult:

@@ -208,7 +208,8 @@ def _variables(trainer: trainers.Trainer) -> dict[str, tf.Variable]:
       "optimizer": [v for v in optimizer.variables
                     if id(v) not in average_ids],
       "loss_scale": scale, "step": [trainer.step_counter]}
-  for i, variables in enumerate(trainer.lagged.sets if trainer.lagged else ()):
+  lagged = trainer.staleness.lagged
+  for i, variables in enumerate(lagged.sets if lagged else ()):
     groups[f"lagged{i}"] = variables
   named = {f"{group}/{i:05d}": variable
            for group, variables in groups.items()
@@ -221,11 +222,11 @@ def capture(trainer: trainers.Trainer) -> dict[str, np.ndarray]:
   """Copies a trainer's whole state to the host.
 
   Held images are not part of it; the weights that made them are
-  (`trainer.snapshot`), so that they can be made again.
+  (`trainer.staleness.snapshot`), so that they can be made again.
   """
   state = {name: networks.read(variable)
            for name, variable in _variables(trainer).items()}
-  for i, value in enumerate(trainer.snapshot):
+  for i, value in enumerate(trainer.staleness.snapshot):
     state[f"snapshot/{i:05d}"] = value
   return state
 
@@ -262,7 +263,7 @@ def restore(trainer: trainers.Trainer, state: dict[str, np.ndarray],
     variable.assign(state[name])
   if not weights_only:
     names = sorted(n for n in state if n.startswith("snapshot/"))
-    trainer.restore_snapshot([state[name] for name in names])
+    trainer.staleness.restore_snapshot([state[name] for name in names])
 
 
 def averaged(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ Elements get static shapes (held state and TPUs need them), every batch comes
 once an epoch, and a method that looks ahead finds one more batch at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import logging
 from typing import Any
@@ -36,7 +36,9 @@ class Feed:
 def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
             pixel_range: tuple[float, float] | None,
             strategy: tf.distribute.Strategy, augments: bool,
-            options: Mapping[str, Any]) -> Feed:
+            options: Mapping[str, Any],
+            arrange: Callable[[tf.data.Dataset], tf.data.Dataset] | None = None
+            ) -> Feed:
   """Prepares the data of one `fit` call.
 
   Args:
@@ -50,6 +52,8 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     strategy: whose replicas share an element.
     augments: whether the method trains on two views of an example.
     options: the other arguments of `fit`.
+    arrange: moves an element's rows to where replicas expect them; not for
+      a distributed dataset, whose rows are there already.
 
   Raises:
     ValueError: if the data cannot be fed; the message says what to do.
@@ -68,7 +72,9 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
   dataset, count = _static(dataset)
   if pixel_range is not None:
     _check_range(dataset, pixel_range)
-  spec = _share(dataset.element_spec, strategy.num_replicas_in_sync)
+  if arrange is not None:
+    dataset = arrange(dataset)
+  spec = share(dataset.element_spec, strategy.num_replicas_in_sync)
   ahead = lookahead * micro_batches
   if count == tf.data.INFINITE_CARDINALITY:
     if steps is None:
@@ -105,7 +111,7 @@ def _distributed(dataset: tf.distribute.DistributedDataset, steps: int | None,
   return Feed(dataset, spec, steps, options)
 
 
-def _share(spec: Any, replicas: int) -> Any:
+def share(spec: Any, replicas: int) -> Any:
   """One replica's part of an element; ValueError if there is none."""
   rows = batches.image(spec).shape[0]
   if rows % replicas:

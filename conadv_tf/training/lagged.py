@@ -1,7 +1,8 @@
-"""Weights of earlier updates, for attacks that are more than a step stale."""
+"""Weights of earlier updates, which attacks use or have used."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from conadv_tf.distribute import strategies
@@ -38,3 +39,33 @@ class LaggedWeights:
     with tf.name_scope("update"):
       for older, younger in zip(self.sets, self.sets[1:] + [live.variables]):
         strategies.assign(older, [v.read_value() for v in younger])
+
+
+class AttackWeights:
+  """The weights of the last attack, where not every batch is attacked.
+
+  A checkpoint holds them, so that its perturbations can be made again.
+
+  Attributes:
+    variables: in the order of `network.variables`.
+  """
+
+  def __init__(self, live: networks.Network):
+    """Creates one set under the current strategy's scope."""
+    self.variables = [
+        tf.Variable(v.read_value(), trainable=False, name="attack",
+                    synchronization=v.synchronization,
+                    aggregation=v.aggregation)
+        for v in live.variables]
+
+  def reset(self, values: Sequence[np.ndarray]) -> None:
+    """Takes in values, eagerly."""
+    for target, value in zip(self.variables, values, strict=True):
+      target.assign(value)
+
+  def keep(self, network: networks.Network, attacked: tf.Tensor) -> None:
+    """Takes in a network's values after an attack with it; in a replica."""
+    with tf.name_scope("update"):
+      strategies.assign(self.variables, [
+          tf.where(attacked, new.read_value(), old.read_value())
+          for new, old in zip(network.variables, self.variables)])

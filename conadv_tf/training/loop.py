@@ -17,13 +17,13 @@ class Parts:
     whole: (data), an update of one element, used where k is 1.
     accumulate: (element's data, its index), for k > 1.
     apply: the update from what was accumulated.
-    prime: (element's data, its index).
+    prime: (element's data, its index, updates since its batch).
   """
 
   whole: Callable[[Any], None]
   accumulate: Callable[[Any, tf.Tensor], None]
   apply: Callable[[], None]
-  prime: Callable[[Any, tf.Tensor], None]
+  prime: Callable[[Any, tf.Tensor, tf.Tensor], None]
 
   def jit_compiled(self) -> "Parts":
     """The same, each compiled with XLA."""
@@ -94,8 +94,10 @@ class Loop:
     return self._many(iterator, tf.constant(updates))
 
   # Not a lambda: TPUStrategy makes names of the caller's, without `<`.
-  def _prime(self, iterator: Iterator) -> tf.Tensor:
-    return self._each_element(self._parts.prime, iterator)
+  def _prime(self, iterator: Iterator, behind: tf.Tensor) -> tf.Tensor:
+    def part(data: Any, element: tf.Tensor) -> None:
+      self._parts.prime(data, element, behind)
+    return self._each_element(part, iterator)
 
   def _one(self, iterator: Iterator) -> dict[str, tf.Tensor]:
     self._update(iterator)

@@ -228,18 +228,21 @@ def keep_virtual_replicas(
         "bn.group_size=0 normalises over %d replicas instead of %d: numbers "
         "will differ from those of an uninterrupted run",
         runtime.num_replicas, saved.runtime.num_replicas)
-  before = saved.runtime.num_replicas * saved.runtime.micro_batches
-  if runtime.num_replicas * runtime.micro_batches == before:
+  before = (config_lib.training_replicas(saved.runtime)
+            * saved.runtime.micro_batches)
+  replicas = config_lib.training_replicas(runtime)
+  # Too few replicas are left to `check_batch`.
+  if replicas < 1 or replicas * runtime.micro_batches == before:
     return
-  if before % runtime.num_replicas == 0:
-    micro_batches = before // runtime.num_replicas
+  if before % replicas == 0:
+    micro_batches = before // replicas
     logging.warning(
         "resuming with %d replica(s): runtime.micro_batches is %d, so that "
         "the %d virtual replicas of this run, and its numbers, stay",
-        runtime.num_replicas, micro_batches, before)
+        replicas, micro_batches, before)
     runtime.micro_batches = micro_batches
   else:
     logging.warning(
         "resuming with %d x %d virtual replicas instead of %d: numbers will "
-        "differ from those of an uninterrupted run", runtime.num_replicas,
+        "differ from those of an uninterrupted run", replicas,
         runtime.micro_batches, before)

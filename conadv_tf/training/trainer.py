@@ -5,21 +5,20 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf.attacks import gradient as gradient_attacks
-from conadv_tf.distribute import held_state, strategies
+from conadv_tf.distribute import strategies
 from conadv_tf.layers import network as networks
-from conadv_tf.layers import routing
 from conadv_tf.methods import method as methods
 from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
 from conadv_tf.training import (
-    batches,
-    feeding,
-    finite,
-    lagged,
-    loop,
-    means,
-    reduction,
-    split_model,
+  batches,
+  feeding,
+  finite,
+  loop,
+  means,
+  reduction,
+  split_model,
+  staleness,
 )
 
 
@@ -39,11 +38,13 @@ class Trainer(split_model.SplitModel):
     method: the training method.
     attack: the attack with the method's defaults filled in.
     step_counter: int64 variable, weight updates so far.
+    staleness: earlier weights and held batches.
     nonfinite: which updates were not finite.
     updates_next: set before an execution of so many updates.
     snapshot_next: set before an execution that a checkpoint follows.
-    snapshot: then the weights that made the held adversaries, for it.
   """
+
+  roles: Any = None  # a subclass's replicas may differ: which do what
 
   def __init__(self, model: tf.keras.Model,
                method: methods.Method | None = None,
@@ -97,23 +98,12 @@ class Trainer(split_model.SplitModel):
     self.training_pass = training_pass
     with self.distribute_strategy.scope():
       self.step_counter = strategies.counter("step")
-      # Before this update nothing was held, for a method with `lookback`.
-      self._first_step = strategies.counter("first_step")
-      copies = self.method.lagged_copies
-      self.lagged = (lagged.LaggedWeights(self.network, copies) if copies
-                     else None)
+      self.staleness = staleness.Staleness(
+          self.method, self.network, self.step_counter)
       self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
     self._packing = self._accumulator = None
-    self._held = self._element_spec = None
-    self._primed = self._fed = self._resumes = False
+    self._element_spec, self._fed = None, False
     self.updates_next, self.snapshot_next = None, False
-    self.snapshot: list[Any] = []
-    self._restored: list[Any] = []
-
-  @property
-  def attack_network(self) -> networks.Network:
-    """The weights that the next attack uses."""
-    return self.lagged.network if self.lagged else self.network
 
   # ---- What Keras asks of a model.
 
@@ -182,14 +172,12 @@ class Trainer(split_model.SplitModel):
         pixel_range=self.pixel_range if self.method.attacks else None,
         strategy=self.distribute_strategy,
         augments=self.method.augments,
+        arrange=self.roles.arrange if self.roles else None,
         options=dict(kwargs, batch_size=batch_size))
     self._prepare_state(feed.spec)
-    self._first_step.assign(0 if self._resumes else self.step_counter)
-    if self.lagged and not self._resumes:
-      self.lagged.reset(self.network)
+    self.staleness.begin()
     if self._accumulator is not None:  # an earlier fit may have stopped midway
       self._accumulator.assign(tf.zeros_like(self._accumulator))
-    self._primed = self._resumes = False
     self._fed = True
     try:
       return super().fit(feed.dataset, steps_per_epoch=feed.steps_per_epoch,
@@ -200,7 +188,8 @@ class Trainer(split_model.SplitModel):
   # ---- One replica's work.
 
   def context(self, element: tf.Tensor, attack_network: networks.Network, *,
-              ahead: int = 0, behind: int = 0) -> methods.Context:
+              ahead: int = 0, behind: int | tf.Tensor = 0
+              ) -> methods.Context:
     """What a method sees of this replica; in replica context.
 
     Args:
@@ -211,7 +200,7 @@ class Trainer(split_model.SplitModel):
     """
     replica = tf.distribute.get_replica_context()
     step = tf.cast(self.step_counter.read_value(), tf.int32) - behind
-    first = tf.cast(self._first_step.read_value(), tf.int32)
+    first = tf.cast(self.staleness.first_step.read_value(), tf.int32)
     options = dict(scale_loss=self.optimizer.get_scaled_loss,
                    unscale=self.optimizer.get_unscaled_gradients
                    ) if self._scales_loss else {}
@@ -222,7 +211,7 @@ class Trainer(split_model.SplitModel):
         virtual_replica=(element * replica.num_replicas_in_sync
                          + tf.cast(replica.replica_id_in_sync_group,
                                    tf.int32)),
-        pixel_range=self.pixel_range, ready=step > first,
+        pixel_range=self.pixel_range, first=first,
         joined=self.training_pass == "joined", **options)
 
   def train_step(self, data: Any, element: tf.Tensor) -> methods.StepResult:
@@ -233,22 +222,21 @@ class Trainer(split_model.SplitModel):
       element: index of the micro batch, int32 scalar.
     """
     batch = batches.batch(data, self._element_spec)
-    ctx = self.context(element, self.attack_network,
+    ctx = self.context(element, self.staleness.attack_network,
                        ahead=self.method.lookahead)
-    held = self._held.read(element) if self._held else ()
-    result = self.method.step(ctx, batch, held)
-    if self._held:
-      self._held.write(element, result.held)
+    result = self.method.step(ctx, batch, self.staleness.read(element))
+    self.staleness.write(element, result.held)
     self._means.add_terms(result.terms)
     self.compiled_metrics.update_state(
         result.batch.label, result.outputs, result.batch.weight)
     return result
 
-  def _prime_step(self, data: Any, element: tf.Tensor) -> None:
-    ctx = self.context(element, self.attack_network,
-                       behind=self.method.lookback)
-    self._held.write(element, self.method.prime(
-        ctx, batches.batch(data, self._element_spec)))
+  def _prime_step(self, data: Any, element: tf.Tensor,
+                  behind: tf.Tensor) -> None:
+    ctx = self.context(element, self.staleness.attack_network, behind=behind)
+    self.staleness.write(element, self.method.prime(
+        ctx, batches.batch(data, self._element_spec),
+        self.staleness.read(element)))
 
   # ---- One update.
 
@@ -287,8 +275,7 @@ class Trainer(split_model.SplitModel):
 
   def _apply(self, gradients: list[tf.Tensor], statistics: tf.Tensor) -> None:
     """Shifts lagged copies, then moves statistics and weights."""
-    if self.lagged:
-      self.lagged.shift(self.network)
+    self.staleness.shift()
     rows = batches.image(self._element_spec).shape[0]
     variables = self.network.trainable_variables
     guarded = finite.changed_by_an_update(self.network, self.optimizer)
@@ -297,11 +284,9 @@ class Trainer(split_model.SplitModel):
       before = [v.read_value() for v in guarded] if takes_back else []
       is_expected = self._scales_loss and self.optimizer.loss_scale > 1.0
       self._means.add_update(gradients, variables)
-      idle = {} if not self.method.lookback else {
-          routing.ADVERSARIAL: tf.equal(self.step_counter.read_value(),
-                                        self._first_step.read_value())}
       self.network.update_statistics(
-          statistics, self.method.segments(rows), idle)
+          statistics, self.method.segments(rows),
+          self.staleness.idle_branches())
       self.optimizer.apply_gradients(zip(gradients, variables),
                                      skip_gradients_aggregation=True)
       is_finite = self.nonfinite.check(
@@ -336,10 +321,9 @@ class Trainer(split_model.SplitModel):
             trainable=False, name="accumulator",
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.SUM)
-      if self.method.lookahead or self.method.lookback:
-        self._held = held_state.HeldState(
-            self.method.held_spec(batches.batch(spec, spec), self.attack),
-            self.micro_batches)
+      self.staleness.create_held(
+          self.method.held_spec(batches.batch(spec, spec), self.attack),
+          self.micro_batches)
 
   def make_train_function(self, force: bool = False) -> Any:
     """The function that Keras's `fit` calls once per execution."""
@@ -360,39 +344,10 @@ class Trainer(split_model.SplitModel):
 
   def _execute(self, iterator: Any) -> dict[str, tf.Tensor]:
     """Runs `steps_per_execution` updates, primes where that is due."""
-    if self._held and not self._primed:
-      self._prime_held(iterator)
+    self.staleness.prime(lambda behind: self._loop.prime(iterator, behind))
     count = self.updates_next or int(self._steps_per_execution.numpy())
-    self.updates_next = None
-    takes_snapshot = self.snapshot_next and self._held
-    self.snapshot_next = False
-    if takes_snapshot:
-      # A checkpoint follows: keep the weights that the last attack used.
-      if count > 1:
-        self._loop.run(iterator, count - 1)
-      self.snapshot = [networks.read(v)
-                       for v in self.attack_network.variables]
-      count = 1
-    return self._loop.run(iterator, count)
-
-  # ---- Held state across checkpoints.
-
-  def restore_snapshot(self, values: list[Any]) -> None:
-    """Makes the next priming attack with these weights, once."""
-    self._restored = values
-    self._resumes = True
-
-  def _prime_held(self, iterator: Any) -> None:
-    """Makes the adversaries that the next update trains on.
-
-    After a checkpoint they must come from the weights of `lag` updates ago,
-    which are put in place for the duration of this call.
-    """
-    if self._restored:
-      current = [networks.read(v) for v in self.attack_network.variables]
-      self.attack_network.assign(self._restored)
-      self._loop.prime(iterator)
-      self.attack_network.assign(current)
-    elif self.method.lookahead:  # with lookback, nothing is held at first
-      self._loop.prime(iterator)
-    self._restored, self._primed = [], True
+    takes_snapshot = self.snapshot_next
+    self.updates_next, self.snapshot_next = None, False
+    return self.staleness.execute(
+        lambda updates: self._loop.run(iterator, updates), count,
+        takes_snapshot)

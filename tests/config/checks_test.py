@@ -61,9 +61,6 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('data.augment=flip', ['data.augment: expected one of']),
     ('optimizer.name=adam', ['optimizer.name', 'did you mean adamw?']),
     ('schedule.name=linear', ['schedule.name: expected one of']),
-    # Not there yet.
-    ('method.adversary=recycled', ['method.adversary', 'not available yet']),
-    ('method.pairing=next_batch', ['method.pairing', 'not available yet']),
     # Ranges.
     ('seed=-1', ['seed: must be from 0 to 2147483647, got -1']),
     ('seed=2147483648', ['seed: must be']),
@@ -72,6 +69,8 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('data.num_classes=1', ['data.num_classes: must be at least 2']),
     ('data.num_examples=0', ['data.num_examples: must be at least 1']),
     ('objective.label_smoothing=1', ['objective.label_smoothing: must be']),
+    ('method.attack_every=0', ['method.attack_every: must be at least 1']),
+    ('runtime.training_pass=both', ['runtime.training_pass']),
     ('method.lag=-1', ['method.lag: must be 0 or more, got -1']),
     ('method.adversarial_fraction=0', ['method.adversarial_fraction: must']),
     ('method.adversarial_fraction=1.5', ['method.adversarial_fraction: must']),

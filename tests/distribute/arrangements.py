@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 
+from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf import methods, optimizers, Trainer
 from conadv_tf.distribute import cluster, strategies
@@ -37,6 +38,13 @@ CASES = {
 }
 
 
+# Of two or three replicas the last only attacks; on one device none does.
+SPLIT = {
+    "split": "method.lag=2,method.adversarial_fraction=0.5,"
+             "runtime.placement=split",
+    "split deterministic": "runtime.placement=split,"
+                           "runtime.deterministic=true",
+}
 PYTHON_API = "python api"
 METHODS = ["vanilla", "disadv", "conadv", "three branches", "deterministic"]
 ALL = [PYTHON_API, *CASES]
@@ -53,8 +61,10 @@ def _run(case: str, strategy: str, machines: strategies.Machines
   if machines.cluster is None and strategy == "mirrored":
     config.runtime.num_replicas = 2
   strategies.plan(config.runtime, machines)
+  if strategy == "one_device":
+    config.runtime.placement = "together"
   config.runtime.micro_batches = (
-      VIRTUAL_REPLICAS // config.runtime.num_replicas)
+      VIRTUAL_REPLICAS // config_lib.training_replicas(config.runtime))
   experiment = experiments.build(config, machines=machines)
   trainer = experiment.trainer
   trainer.fit(experiment.train_dataset(0), steps_per_epoch=UPDATES, verbose=0)
@@ -98,7 +108,7 @@ def main(folder: str, name: str, strategy: str, replicas: str,
   results = {}
   for case in cases:
     results[case] = (_python_api(made) if case == PYTHON_API else
-                     _run(CASES[case], strategy, machines))
+                     _run({**CASES, **SPLIT}[case], strategy, machines))
     tf.keras.backend.clear_session()
   if machines.is_chief:
     pathlib.Path(folder, f"{name}.json").write_text(json.dumps(results))

@@ -21,8 +21,9 @@ _ARRANGEMENTS = {
 }
 
 
-def _results(folder: pathlib.Path, name: str, strategy: str, replicas: int,
-             workers: int, cases: list[str]) -> dict[str, Any]:
+def results(folder: pathlib.Path, name: str, strategy: str, replicas: int,
+            workers: int, cases: list[str]) -> dict[str, Any]:
+  """What some cases of `arrangements` come to in an arrangement."""
   command = [sys.executable, "-m", "tests.distribute.arrangements",
              str(folder), name, strategy, str(replicas), *cases]
   if workers > 1:
@@ -39,8 +40,8 @@ def _results(folder: pathlib.Path, name: str, strategy: str, replicas: int,
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-  return _results(tmp_path_factory.mktemp("one"), "one device", "one_device",
-                  1, 1, arrangements.ALL)
+  return results(tmp_path_factory.mktemp("one"), "one device", "one_device",
+                 1, 1, arrangements.ALL)
 
 
 def _assert_same(found: dict[str, Any], one_device: dict[str, Any]) -> None:
@@ -57,16 +58,16 @@ def _assert_same(found: dict[str, Any], one_device: dict[str, Any]) -> None:
 
 def test_two_workers(tmp_path: pathlib.Path) -> None:
   cases = ["deterministic"]  # ConAdv with a lagged copy
-  found = _results(tmp_path, "two", "multi_worker_mirrored", 2, 2, cases)
+  found = results(tmp_path, "two", "multi_worker_mirrored", 2, 2, cases)
   _assert_same(
-      found, _results(tmp_path, "one", "one_device", 1, 1, cases))
+      found, results(tmp_path, "one", "one_device", 1, 1, cases))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _ARRANGEMENTS)
 def test_equal_weights_and_figures(
     name: str, one_device: dict[str, Any], tmp_path: pathlib.Path) -> None:
-  found = _results(tmp_path, name, *_ARRANGEMENTS[name])
+  found = results(tmp_path, name, *_ARRANGEMENTS[name])
   assert list(found) == _ARRANGEMENTS[name][-1]
   _assert_same(found, one_device)
   assert one_device["conadv"]["figures"]["examples"] == found["conadv"][

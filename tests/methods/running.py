@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'conadv lag 3': lambda: methods.ConAdv(lag=3),
     'conadv 3 streams': lambda: methods.ConAdv(bn_branches=3),
     'conadv next batch': lambda: methods.ConAdv(pairing='next_batch'),
+    'conadv every 3': lambda: methods.ConAdv(attack_every=3),
     'recycled': methods.Recycled,
     'recycled lag 0': lambda: methods.Recycled(lag=0),
 }

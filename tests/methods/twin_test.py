@@ -190,3 +190,15 @@ def test_next_batch_and_recycled_with_three_streams(number: int) -> None:
                             kind=reference.NextBatchTwin))])
 def test_separate_passes(make: Any, options: dict[str, Any]) -> None:
   _compare(make(), 'sgd', True, training_pass='separate', **options)
+
+
+@pytest.mark.parametrize('every', [2, 3])
+@pytest.mark.parametrize('make, options', [
+    (methods.DisAdv, dict(lag=0)), (methods.ConAdv, dict(lag=1)),
+    (lambda **o: methods.ConAdv(lag=2, adversarial_fraction=0.5, **o),
+     dict(lag=2, fraction=0.5)),
+    (lambda **o: methods.ConAdv(lag=2, execution='sequential', **o),
+     dict(lag=2))])
+def test_attacks_every_few_batches(make: Any, options: dict[str, Any],
+                                   every: int) -> None:
+  _compare(make(attack_every=every), 'sgd', True, every=every, **options)

@@ -111,6 +111,8 @@ class Twin:
     fraction: share of the rows that are attacked.
     shared: normalises clean and adversarial rows together (one branch).
     momentum: of the moving statistics.
+    every: batches from one attack to the next; those between take the signs
+      of the last perturbation.
   """
 
   weights: Weights
@@ -123,6 +125,7 @@ class Twin:
   fraction: float = 1.0
   shared: bool = False
   momentum: float = 0.99
+  every: int = 1
 
   def __post_init__(self) -> None:
     self._slots = {n: np.zeros_like(w) for n, w in self.weights.items()}
@@ -145,8 +148,12 @@ class Twin:
     if self.lag is not None:
       copies = max(1, round(self.fraction * rows))
       time = max(0, len(self._history) - 1 - self.lag)
-      adversary = self._attack(self._history[time], x[:copies],
-                               labels[:copies])
+      if (len(self._history) - 1) % self.every == 0:
+        adversary = self._attack(self._history[time], x[:copies],
+                                 labels[:copies])
+        self._signs = np.sign(adversary - x[:copies])
+      else:
+        adversary = np.clip(x[:copies] + self.radius * self._signs, 0, 1)
       views, view_labels = [x], [labels]
       if augmented is not None:
         views.append(augmented)

@@ -11,15 +11,17 @@ from conadv_tf.training import trainer as trainers
 
 def _model() -> tf.keras.Model:
   inputs = tf.keras.Input((6, 6, 3))
-  x = tf.keras.layers.Conv2D(4, 3)(inputs)
+  x = tf.keras.layers.Conv2D(4, 3)(tf.keras.layers.Conv2D(4, 1)(inputs))
   x = tf.keras.layers.BatchNormalization()(x)
   x = tf.keras.layers.GlobalAveragePooling2D()(tf.nn.relu(x))
   return tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
 
 
-def _step_graph(method: method_lib.Method) -> tf.Graph:
+def _step_graph(method: method_lib.Method,
+                training_pass: str = "joined") -> tf.Graph:
   """The graph of one whole update on one device."""
-  trainer = trainers.Trainer(_model(), method, attacks.Pgd(radius=8))
+  trainer = trainers.Trainer(_model(), method, attacks.Pgd(radius=8),
+                             training_pass=training_pass)
   trainer.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(
       from_logits=True))
   data = tf.data.Dataset.from_tensors(
@@ -30,18 +32,24 @@ def _step_graph(method: method_lib.Method) -> tf.Graph:
 
 def _ancestors(graph: tf.Graph, scope: str) -> set[str]:
   """Names of all ops that the ops of a scope wait for."""
-  waiting = [op for op in graph.get_operations()
-             if op.name.startswith(scope + "/") and op.type != "Placeholder"]
-  assert waiting, f"no op in scope {scope}"
-  seen = {op.name for op in waiting}
+  inside = [op for op in graph.get_operations()
+            if op.name.startswith(scope + "/") and op.type != "Placeholder"]
+  assert inside, f"no op in scope {scope}"
+  return {op.name for op in _with_ancestors(inside)}
+
+
+def _with_ancestors(operations: list[tf.Operation]) -> list[tf.Operation]:
+  """Ops and all that they wait for."""
+  found = {op.name: op for op in operations}
+  waiting = list(operations)
   while waiting:
     op = waiting.pop()
     for parent in [t.op for t in op.inputs] + list(op.control_inputs):
       # A captured variable's handle is named after its first reader.
-      if parent.type != "Placeholder" and parent.name not in seen:
-        seen.add(parent.name)
+      if parent.type != "Placeholder" and parent.name not in found:
+        found[parent.name] = parent
         waiting.append(parent)
-  return seen
+  return list(found.values())
 
 
 def _within(names: set[str], scope: str) -> list[str]:
@@ -64,6 +72,44 @@ def test_the_update_of_sequential_methods_waits_for_the_attack(
   # The check above can fail: here it would.
   graph = _step_graph(method)
   assert _within(_ancestors(graph, "forward"), "attack")
+
+
+# Of two convolutions, a pass needs the gradient to the input of the second; to
+# that of the first only where images are what it is for.
+@pytest.mark.parametrize("method, training_pass, filters, inputs", [
+    (methods.Vanilla(), "joined", 2, 1),
+    (methods.DisAdv(), "joined", 2, 1 + 2),
+    (methods.DisAdv(), "separate", 4, 2 + 2),
+    (methods.ConAdv(), "joined", 2, 1 + 2),
+    (methods.ConAdv(lag=2), "separate", 4, 2 + 2),
+    (methods.ConAdv(pairing="next_batch"), "joined", 2, 1 + 2),
+    (methods.Recycled(), "joined", 2, 2),
+    (methods.Recycled(), "separate", 4, 2 + 1),
+    (methods.Recycled(lag=0), "joined", 4, 2 + 1)])
+def test_no_gradient_is_computed_that_nobody_needs(
+    method: method_lib.Method, training_pass: str, filters: int,
+    inputs: int) -> None:
+  graph = _step_graph(method, training_pass)
+  # What neither a variable nor a result waits for is pruned before it runs.
+  needed = _with_ancestors([t.op for t in graph.outputs] + [
+      op for op in graph.get_operations() if "Assign" in op.type
+      or op.type == "ResourceScatterUpdate"])
+  by_type = {kind: [op.name for op in needed if op.type == kind]
+             for kind in ("Conv2DBackpropFilter", "Conv2DBackpropInput")}
+  assert len(by_type["Conv2DBackpropFilter"]) == filters
+  assert len(by_type["Conv2DBackpropInput"]) == inputs
+  assert not [n for n in by_type["Conv2DBackpropFilter"] if "attack" in n]
+
+
+@pytest.mark.parametrize("method", [
+    methods.DisAdv(), methods.ConAdv(), methods.Recycled()])
+def test_separate_passes_do_not_wait_for_each_other(
+    method: method_lib.Method) -> None:
+  # The clean pass beside the attack: what DisAdv's joined pass cannot do.
+  graph = _step_graph(method, "separate")
+  clean, *_ = [op for op in graph.get_operations() if op.type == "Conv2D"
+               and op.name.startswith("forward/")]
+  assert not _within({op.name for op in _with_ancestors([clean])}, "attack")
 
 
 def test_an_attack_holds_no_collective(

@@ -13,7 +13,7 @@ from tests.methods import running
 
 # `make test-all` does not leave any out.
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams',
-         'conadv next batch', 'recycled lag 0')
+         'conadv next batch', 'conadv every 3', 'recycled lag 0')
 _MOST = pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
     for name in sorted(running.METHODS)])
@@ -218,7 +218,8 @@ class _Snapshot(tf.keras.callbacks.Callback):
 def _state(trainer: trainers.Trainer) -> list[tf.Variable]:
   """Everything that a checkpoint holds."""
   variables = list(trainer.network.variables)
-  for copy in trainer.lagged.sets if trainer.lagged else ():
+  lagged = trainer.staleness.lagged
+  for copy in lagged.sets if lagged else ():
     variables += copy
   return variables + trainer.optimizer.variables + [trainer.step_counter]
 
@@ -229,6 +230,14 @@ _RESUMED = {
        for execution in ('concurrent', 'sequential') for lag in (1, 2, 3)},
     **{f'next batch {lag}': functools.partial(
         methods.ConAdv, lag=lag, pairing='next_batch') for lag in (1, 2, 3)},
+    **{f'{name}, every {every}': functools.partial(make, attack_every=every)
+       for every in (2, 3, 4) for name, make in (
+           ('disadv', methods.DisAdv), ('conadv', methods.ConAdv),
+           ('conadv 2', functools.partial(methods.ConAdv, lag=2)),
+           ('sequential', functools.partial(
+               methods.ConAdv, execution='sequential')),
+           ('next batch', functools.partial(
+               methods.ConAdv, pairing='next_batch')))},
     'recycled': methods.Recycled,
     'recycled 0.3': lambda: methods.Recycled(adversarial_weight=0.3),
 }
@@ -242,10 +251,14 @@ def _straight(name: str) -> np.ndarray:
 @pytest.mark.parametrize('name, steps_per_execution', [
     ('concurrent 1', 1), ('concurrent 1', 3), ('concurrent 2', 1),
     ('sequential 1', 1), ('recycled', 1), ('next batch 2', 1),
+    ('conadv, every 2', 1), ('disadv, every 2', 1),
     *(pytest.param(name, steps, marks=pytest.mark.slow) for name, steps in (
         ('concurrent 3', 1), ('sequential 2', 1), ('concurrent 2', 3),
         ('concurrent 3', 3), ('sequential 3', 1), ('recycled', 3),
-        ('recycled 0.3', 1), ('next batch 1', 1), ('next batch 3', 3)))])
+        ('recycled 0.3', 1), ('next batch 1', 1), ('next batch 3', 3),
+        ('conadv, every 3', 1), ('conadv 2, every 4', 3),
+        ('sequential, every 4', 1), ('next batch, every 4', 1),
+        ('disadv, every 3', 3)))])
 def test_resuming_at_3_equals_straight_to_6(
     name: str, steps_per_execution: int) -> None:
   make = lambda: running.make(
@@ -256,11 +269,10 @@ def test_resuming_at_3_equals_straight_to_6(
   second = make()
   for target, source in zip(_state(second), _state(first), strict=True):
     target.assign(source)
-  lookback = first.method.lookback
-  assert bool(first.snapshot) == bool(lookback or first.method.lookahead)
-  second.restore_snapshot(first.snapshot)
-  second.fit(running.dataset(32, 96 - 32 * lookback), steps_per_epoch=3,
-             verbose=0)
+  assert bool(first.staleness.snapshot) == first.method.holds
+  second.staleness.restore_snapshot(first.staleness.snapshot)
+  offset = 32 * (3 - first.method.behind(3))
+  second.fit(running.dataset(32, offset), steps_per_epoch=3, verbose=0)
   np.testing.assert_array_equal(running.values(second), _straight(name))
 
 

@@ -74,14 +74,15 @@ def _traced(trainer: trainers.Trainer, monkeypatch: pytest.MonkeyPatch,
     if several:
       traced['updates'] = loop._many.get_concrete_function(
           iterator, tf.constant(3))
-    if self.method.lookahead or self.method.lookback:
-      traced['prime'] = loop.prime.get_concrete_function(iterator)
+    if self.method.holds:
+      traced['prime'] = loop.prime.get_concrete_function(
+          iterator, tf.constant(1))
     return {'loss': 0.0}
 
   monkeypatch.setattr(trainers.Trainer, '_execute', execute)
   trainer.fit(_dataset(16, trainer.method), steps_per_epoch=1, verbose=0)
   assert len(traced) == (
-      1 + several + trainer.method.lookahead + trainer.method.lookback)
+      1 + several + trainer.method.holds)
   return traced
 
 
@@ -318,7 +319,7 @@ def test_state_comes_back_on_every_core(tpu: tf.distribute.Strategy) -> None:
   changed = {name: (value + random.integers(1, 9, value.shape)).astype(
       value.dtype) for name, value in state.items()}
   checkpoint.restore(trainer, changed)
-  trainer.lagged.reset(trainer.network)
+  trainer.staleness.lagged.reset(trainer.network)
   for name, variable in checkpoint._variables(trainer).items():
     expected = changed[name.replace('lagged0', 'network')]
     for value in variable.values:  # one a core
