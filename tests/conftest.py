@@ -15,8 +15,12 @@ import tensorflow as tf  # noqa: E402
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 4)
-# What TensorFlow's import made stays: collections between tests skip it.
-gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+  """What imports and collecting made stays: collections of garbage skip it."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,8 @@ class Staleness:
     if self._held and not self._primed:
       current = networks.values(self.attack_network.variables)
       used = self._restored or current
-      behind = (self._method.behind(int(self._step)) if self._restored else 0)
+      step = int(networks.read(self._step))
+      behind = self._method.behind(step) if self._restored else 0
       self.attack_network.assign(used)
       if self.attack_weights:
         self.attack_weights.reset(used)

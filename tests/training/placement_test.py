@@ -21,6 +21,8 @@ from tests.methods import running
 
 _ConAdv = methods.ConAdv
 _SPLIT = 'runtime.placement=split'
+_MIRRORED = 'runtime.strategy=mirrored,runtime.num_replicas=2'
+_FGSM = gradient.Pgd(radius=16, random_start=0.0)
 
 
 def _make(strategy: tf.distribute.Strategy, method: methods.ConAdv,
@@ -37,70 +39,81 @@ def _make(strategy: tf.distribute.Strategy, method: methods.ConAdv,
   return trainer
 
 
-def _fit(trainer: trainers.Trainer, updates: int = 4, offset: int = 0,
-         **options: Any) -> dict[str, list[float]]:
-  data = running.dataset(32 // trainer.micro_batches, offset)
-  return trainer.fit(data, steps_per_epoch=updates, verbose=0,
-                     **options).history
+def _fit(trainer: trainers.Trainer, updates: int = 4
+         ) -> dict[str, list[float]]:
+  data = running.dataset(32 // trainer.micro_batches)
+  return trainer.fit(data.with_options(_no_tuning()), steps_per_epoch=updates,
+                     verbose=0).history
+
+
+def _no_tuning() -> tf.data.Options:
+  """Without threads that a test's end would wait for."""
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  return options
 
 
 @functools.cache
 def _together(lag: int = 1, micro_batches: int = 1, deterministic: bool = True,
-              random_start: float = 1.0, updates: int = 4
+              attack: gradient.Pgd | None = None, updates: int = 4
               ) -> tuple[np.ndarray, dict[str, list[float]]]:
   """One device that does both."""
   trainer = running.make(
       _ConAdv(lag=lag),
-      attack=gradient.Pgd(radius=16, random_start=random_start),
+      attack=attack,
       options={'micro_batches': micro_batches,
                'deterministic': deterministic})
   history = _fit(trainer, updates)
   return running.values(trainer), history
 
 
+def _assert_same_metrics(found: dict[str, list[float]],
+                         expected: dict[str, list[float]]) -> None:
+  """Attackers count in none."""
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+def _operations(trainer: trainers.Trainer) -> list[tuple[str, str]]:
+  """(type, device) of all of an update, bodies of loops included."""
+  (traced,) = trainer._loop.one._list_all_concrete_functions()
+  graph = traced.graph
+  found = [(op.type, op.device) for op in graph.get_operations()]
+  for function in graph.as_graph_def().library.function:
+    found += [(node.op, node.device) for node in function.node_def]
+  return found
+
+
 # ---- The same numbers.
 
 
-@pytest.mark.parametrize('options, split', [
-    ({}, {}),
-    ({'lag': 2, 'micro_batches': 2}, {'steps_per_execution': 3}),
-    # Perturbations of one byte; 8 * 8 * 3 of them fill their words.
-    ({'random_start': 0.0}, {}),
-])
 def test_numbers_are_those_of_one_device(
-    options: dict[str, Any], split: dict[str, Any],
     mirrored: tf.distribute.Strategy) -> None:
-  trainer = _make(
-      mirrored, _ConAdv(lag=options.get('lag', 1)),
-      {'micro_batches': options.get('micro_batches', 1)},
-      gradient.Pgd(radius=16, random_start=options.get('random_start', 1.0)),
-      **split)
+  trainer = _make(mirrored, _ConAdv(lag=2), {'micro_batches': 2},
+                  steps_per_execution=3)
   history = _fit(trainer)
-  values, expected = _together(**options)
+  values, expected = _together(2, 2)
   np.testing.assert_array_equal(running.values(trainer), values)
-  # Attackers count in no metric.
-  for name, value in expected.items():
-    np.testing.assert_allclose(history[name], value, rtol=1e-6, err_msg=name)
+  _assert_same_metrics(history, expected)
 
 
-def test_the_comparison_can_fail(mirrored: tf.distribute.Strategy,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
-  # Adversaries that get lost on the way.
-  monkeypatch.setattr(placement, 'from_words', lambda packed, code: tf.zeros(
-      code.shape, code.dtype))
-  trainer = _make(mirrored, _ConAdv())
-  _fit(trainer)
-  assert np.abs(running.values(trainer) - _together()[0]).max() > 1e-3
-
-
-def test_numbers_are_close_without_deterministic(
+def test_trainers_attack_nothing_and_attackers_train_nothing(
     mirrored: tf.distribute.Strategy) -> None:
-  trainer = _make(mirrored, _ConAdv(lag=2),
-                  {'micro_batches': 2, 'deterministic': False})
-  _fit(trainer, 3)
-  np.testing.assert_allclose(
-      running.values(trainer), _together(2, 2, False, updates=3)[0],
-      rtol=0, atol=1e-5)
+  # Perturbations of one byte here, of two above.
+  trainer = _make(mirrored, _ConAdv(), attack=_FGSM)
+  history = _fit(trainer)
+  values, expected = _together(attack=_FGSM)
+  np.testing.assert_array_equal(running.values(trainer), values)
+  _assert_same_metrics(history, expected)
+  # The network's only convolution sees images: a pass that differentiates to
+  # images has an input gradient of it, one to weights a filter gradient.
+  operations = _operations(trainer)
+  count = {kind: [sum(kind == type_ and f'CPU:{i}' in device
+                      for type_, device in operations) for i in (0, 1)]
+           for kind in ('Conv2D', 'Conv2DBackpropInput',
+                        'Conv2DBackpropFilter')}
+  assert count == {'Conv2D': [1, 1], 'Conv2DBackpropInput': [0, 1],
+                   'Conv2DBackpropFilter': [1, 0]}
 
 
 def test_a_replica_that_is_not_known_while_tracing(
@@ -118,74 +131,34 @@ def test_a_replica_that_is_not_known_while_tracing(
                    train, attack)
 
   monkeypatch.setattr(placement.TrainerWithAttackers, '_by_role', by_role)
+  trainer = _make(mirrored, _ConAdv(), attack=_FGSM)
+  history = _fit(trainer)
+  assert conditions
+  values, expected = _together(attack=_FGSM)
+  np.testing.assert_array_equal(running.values(trainer), values)
+  _assert_same_metrics(history, expected)
+
+
+@pytest.mark.slow
+def test_numbers_are_close_without_deterministic(
+    mirrored: tf.distribute.Strategy) -> None:
+  trainer = _make(mirrored, _ConAdv(lag=2),
+                  {'micro_batches': 2, 'deterministic': False})
+  _fit(trainer, 3)
+  np.testing.assert_allclose(
+      running.values(trainer), _together(2, 2, False, updates=3)[0],
+      rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_comparison_can_fail(mirrored: tf.distribute.Strategy,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+  # Adversaries that get lost on the way.
+  monkeypatch.setattr(placement, 'from_words', lambda packed, code: tf.zeros(
+      code.shape, code.dtype))
   trainer = _make(mirrored, _ConAdv())
   _fit(trainer)
-  assert conditions
-  np.testing.assert_array_equal(running.values(trainer), _together()[0])
-
-
-def test_resuming_at_3_equals_straight_to_6(
-    mirrored: tf.distribute.Strategy) -> None:
-  class Snapshot(tf.keras.callbacks.Callback):
-    """Asks for a snapshot before the last update, as a checkpoint does."""
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-      if batch == 2:
-        self.model.snapshot_next = True
-
-  def state(trainer: trainers.Trainer) -> list[tf.Variable]:
-    lagged = trainer.staleness.lagged
-    return (list(trainer.network.variables)
-            + [v for s in lagged.sets for v in s]
-            + trainer.optimizer.variables + [trainer.step_counter])
-
-  def resume(first: trainers.Trainer, second: trainers.Trainer) -> np.ndarray:
-    _fit(first, 3, callbacks=[Snapshot()])
-    for target, source in zip(state(second), state(first), strict=True):
-      target.assign(source.numpy())
-    second.staleness.restore_snapshot(first.staleness.snapshot)
-    _fit(second, 3, 96)
-    return running.values(second)
-
-  straight = _together(2, updates=6)[0]
-  split = lambda: _make(mirrored, _ConAdv(lag=2))
-  together = lambda: running.make(_ConAdv(lag=2))
-  np.testing.assert_array_equal(resume(split(), split()), straight)
-  # Where the adversaries of a run are made may change.
-  np.testing.assert_array_equal(resume(split(), together()), straight)
-
-
-# ---- Who does what.
-
-
-def _operations(trainer: trainers.Trainer,
-                strategy: tf.distribute.Strategy) -> list[tuple[str, str, str]]:
-  """(type, device, name) of all of an update, bodies of loops included."""
-  data = strategy.experimental_distribute_dataset(
-      running.dataset(32).map(lambda x, y: (
-          tf.concat([x, x], 0), tf.concat([y, y], 0))))
-  graph = trainer._loop.one.get_concrete_function(iter(data)).graph
-  found = [(op.type, op.device, op.name) for op in graph.get_operations()]
-  for function in graph.as_graph_def().library.function:
-    found += [(node.op, node.device, f'{function.signature.name}/{node.name}')
-              for node in function.node_def]
-  return found
-
-
-def test_trainers_attack_nothing_and_attackers_train_nothing(
-    mirrored: tf.distribute.Strategy) -> None:
-  # The network's only convolution sees images: a pass that differentiates to
-  # images has an input gradient of it, one to weights a filter gradient.
-  trainer = _make(mirrored, _ConAdv())
-  _fit(trainer, 1)
-  devices = {
-      kind: [device for type_, device, _ in _operations(trainer, mirrored)
-             if type_ == kind]
-      for kind in ('Conv2D', 'Conv2DBackpropInput', 'Conv2DBackpropFilter')}
-  count = {kind: [sum(f'CPU:{i}' in device for device in found)
-                  for i in (0, 1)] for kind, found in devices.items()}
-  assert count == {'Conv2D': [1, 1], 'Conv2DBackpropInput': [0, 1],
-                   'Conv2DBackpropFilter': [1, 0]}
+  assert np.abs(running.values(trainer) - _together()[0]).max() > 1e-3
 
 
 def test_together_is_the_default_and_knows_no_roles() -> None:
@@ -299,11 +272,8 @@ def test_counts(arguments: tuple[int, int], options: dict[str, Any] | None,
      r'among 3 runtime.num_replicas \(without 1 that attack\) x 1'),
     ('runtime.attack_replicas=0', 'runtime.attack_replicas: must be at least')])
 def test_configurations_that_are_refused(overrides: str, message: str) -> None:
-  config = tiny.load(
-      'runtime.strategy=mirrored,runtime.num_replicas=2', _SPLIT, overrides)
   with pytest.raises(InputError, match=message):
-    config_lib.validate(config)
-    config_lib.check_batch(config)
+    config_lib.check_batch(tiny.load(_MIRRORED, _SPLIT, overrides))
 
 
 # ---- Runs.
@@ -336,27 +306,39 @@ def test_virtual_replicas_of_a_resumed_run_are_those_that_train() -> None:
   assert split.runtime.micro_batches == 1
 
 
-def test_a_run_goes_on_with_another_placement(
-    tmp_path: pathlib.Path, mirrored: tf.distribute.Strategy) -> None:
-  del mirrored  # it must exist before the run asks for it
-  settings = ('method.lag=2,runtime.micro_batches=2,'
-              'checkpoint.every_epochs=0.33333,checkpoint.keep=9')
-  split = 'runtime.strategy=mirrored,runtime.num_replicas=2'
-  whole, part = tmp_path / 'whole', tmp_path / 'part'
-  train = functools.partial(runs.run, evaluates=False, quiet=True)
-
-  def state(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path / 'checkpoints/step-00000006/state.npz') as file:
-      return dict(file)
-
-  results = train(tiny.load(settings), str(whole))
-  shutil.copytree(whole, part)
-  (part / 'results.json').unlink()
+@pytest.mark.parametrize('change', [
+    f'{_MIRRORED},{_SPLIT}',
+    pytest.param('runtime.micro_batches=2', marks=pytest.mark.slow)])
+def test_resuming_at_3_equals_straight_to_6(
+    change: str, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  path = shutil.copytree(whole, tmp_path / 'run')
+  (path / 'results.json').unlink()
   for step in (4, 5, 6):
-    shutil.rmtree(part / f'checkpoints/step-{step:08d}')
-  again = train(tiny.load(settings, split, _SPLIT), str(part))
-  expected, found = state(whole), state(part)
+    shutil.rmtree(path / f'checkpoints/step-{step:08d}')
+  _run(path, change)
+  expected, found = _state(whole), _state(path)
   assert expected.keys() == found.keys()
   for name, value in expected.items():
     np.testing.assert_array_equal(found[name], value, err_msg=name)
-  assert again['validation/loss'] == results['validation/loss']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory,
+          mirrored: tf.distribute.Strategy) -> pathlib.Path:
+  """An unbroken run with an attacker, every update saved."""
+  del mirrored  # it must exist before the run asks for it
+  path = tmp_path_factory.mktemp('whole')
+  _run(path, f'{_MIRRORED},{_SPLIT}')
+  return path
+
+
+def _run(path: pathlib.Path, change: str) -> None:
+  """Trains two virtual replicas to update 6."""
+  runs.run(tiny.load(
+      'method.lag=2,runtime.micro_batches=2,checkpoint.every_epochs=0.33333,'
+      'checkpoint.keep=9', change), str(path), evaluates=False, quiet=True)
+
+
+def _state(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path / 'checkpoints/step-00000006/state.npz') as file:
+    return dict(file)
