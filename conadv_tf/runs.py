@@ -86,7 +86,7 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     machines: that take part besides this process.
     peer_timeout: seconds to wait for the other workers at the start.
     profile_steps: first and last update to profile, counted from 1.
-    profiler_port: where profiles can be captured from outside.
+    profiler_port: where profiles of worker 0 can be captured from outside.
 
   Returns:
     The content of results.json.
@@ -104,15 +104,15 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
         directory, evaluates, quiet or not machines.is_chief, machines,
         watchdog.Watchdog(config.runtime.stall_seconds),
         profiler if machines.is_chief else None)
+    token = _digest([config.as_dict(), model_dir, evaluates])
     saved = _check(config, session)
-    if machines.cluster:
-      token = _digest([config.as_dict(), model_dir, evaluates])
+    if config.runtime.strategy == "multi_worker_mirrored":
       with interruption.Interruption():
         cluster.meet(machines.cluster, token, peer_timeout)
     with session.watch as watch:
       strategies.connect(config.runtime, machines)
       watch.tick("loading data, building the model")
-      if profiler_port:
+      if profiler_port and machines.is_chief:
         profiling.serve(profiler_port)
       # After the strategy, whose own handlers would swallow signals.
       with (interruption.Interruption() as stop,
@@ -185,6 +185,9 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
   if step and directory.writes:
     logging.warning("resuming at update %d of %d", step,
                     config.derived.total_steps)
+  elif saved and directory.writes:
+    logging.warning("%s has no checkpoint: starting again, without its records",
+                    directory.path)
   directory.cut_metrics(step)
   session.watch.tick("first update: tracing and compiling")
   trains = not _ends(config, directory, step) or pending is not None

@@ -37,8 +37,8 @@ _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "a:b writes a TensorBoard profile of updates a to "
     "b; python -m tools.step_time prints it.")
 _PROFILER_PORT = flags.DEFINE_integer(
-    "profiler_port", None, "Lets TensorBoard capture profiles at this port, "
-    "which has no authentication.", lower_bound=1, upper_bound=65535)
+    "profiler_port", None, "Lets TensorBoard capture profiles of worker 0 at "
+    "this port, which has no authentication.", lower_bound=1, upper_bound=65535)
 _QUIET = flags.DEFINE_bool("quiet", False, "Print warnings and errors only.")
 
 

@@ -47,7 +47,8 @@ def _npz(path: pathlib.Path, **changes: np.ndarray) -> pathlib.Path:
     ('model.name=resnet8,model.args.widht=4',
      ['model.args.widht', 'did you mean width?']),
     ('runtime.strategy=mirrored,runtime.num_replicas=2,'
-     'runtime.jit_compile=true', ['jit_compile works on one CPU replica']),
+     'runtime.jit_compile=true',
+     ['runtime.jit_compile', 'one CPU replica only']),
 ])
 def test_bad_values(tmp_path: pathlib.Path, pairs: str,
                     parts: list[str]) -> None:

@@ -13,6 +13,9 @@ POD = [*HERE, '--accelerator_type=v3-256']
 TRAIN = ['--', 'conadv-train', '--config_file=c.yaml',
          '--model_dir=/mnt/run/a']
 WATCH = ['--watch', '--mount=sudo mount /mnt/run', '--poll_seconds=0']
+# For scripts that are meant for a TPU VM. The launcher finds the stand-in and
+# nothing else.
+SYSTEM_PATH = '/usr/local/bin:/usr/bin:/bin'
 PLACE = ['--zone=europe-west4-a', '--project=p']
 
 # Appends its arguments to `recorded`; ends as `answers` says, one entry of the
@@ -65,8 +68,8 @@ class Launcher:
     gcloud.write_text(_GCLOUD.format(python=sys.executable, folder=folder))
     gcloud.chmod(0o755)
     self.environment = {
-        'PATH': f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin",
-        'HOME': str(self.home), 'PYTHONPATH': str(REPOSITORY)}
+        'PATH': str(folder / 'bin'), 'HOME': str(self.home),
+        'PYTHONPATH': str(REPOSITORY)}
 
   def __call__(self, *arguments: str, **answers: list) -> tuple[int, str, str]:
     """Runs it; returns code, stdout and stderr."""
@@ -78,6 +81,10 @@ class Launcher:
         check=False)
     assert 'Traceback' not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
+
+  def add_system_path(self) -> None:
+    """Lets the stand-in, and what is run beside it, find bash and the like."""
+    self.environment['PATH'] += f':{SYSTEM_PATH}'
 
   @property
   def recorded(self) -> list[list[str]]:

@@ -34,8 +34,6 @@ from absl import flags
 import numpy as np
 
 from conadv_tf import command_line
-from conadv_tf.distribute import ports
-from tools import scaling_clusters, slow_link
 from tools.scaling_worker import CONADV, Place, SPLIT, VANILLA, Work
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
@@ -87,6 +85,8 @@ class Clusters:
 
   def __init__(self, model: str, stack: contextlib.ExitStack):
     """Starts all; `stack` ends them."""
+    from conadv_tf.distribute import ports
+    from tools import scaling_clusters
     cores = sorted(os.sched_getaffinity(0))
     addresses = iter(f"127.0.0.1:{port}" for port in ports.choose(7))
     self.cores: dict[str, list[int]] = {}
@@ -195,6 +195,7 @@ def _quartiles(spread: dict[str, float], unit: float) -> str:
 def main() -> None:
   """Measures, prints tables and writes JSON."""
   with command_line.one_line_errors():
+    from tools import slow_link  # imports TensorFlow, which talks at once
     if _OUTPUT.value:
       command_line.check_output(_OUTPUT.value)
     rate = _RATE.value

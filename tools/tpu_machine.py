@@ -7,10 +7,14 @@ tests of TensorFlow on TPU VMs, which set the environment below.
 import dataclasses
 import re
 
-# Numbers (of cores; of chips for v5litepod) that one host holds. Larger ones
-# are pod slices.
+# Numbers (of cores; of chips for v5litepod and v6e) that one host holds. Larger
+# ones are pod slices.
 SINGLE_HOST = {"v2": (8,), "v3": (8,), "v4": (8,), "v5litepod": (1, 4, 8),
-               "v5p": (8,)}
+               "v5p": (8,), "v6e": (1, 4, 8)}
+
+# Resources of Google Cloud are labels of RFC 1035.
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+_PROJECT = re.compile(r"[a-z0-9][-a-z0-9.:]*")  # an id, domain:id or a number
 
 
 class BadUse(ValueError):
@@ -33,6 +37,9 @@ class Machine:
     data_disks: names, or full paths projects/.../disks/NAME.
     mount: shell snippet that mounts what outlives the machine; "" for none.
     create_flags: passed on to gcloud create.
+
+  Raises:
+    BadUse: if one of the names, or the image, cannot be one.
   """
 
   name: str
@@ -46,6 +53,23 @@ class Machine:
   data_disks: tuple[str, ...] = ()
   mount: str = ""
   create_flags: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    disks = [disk.rpartition("/")[2] for disk in self.data_disks]
+    for flag, name in (("name", self.name), ("zone", self.zone),
+                       *[("data_disk", disk) for disk in disks]):
+      if not _NAME.fullmatch(name):
+        raise BadUse(f"--{flag}: {name!r} is no name of Google Cloud's: up to "
+                     "63 of a-z, 0-9 and -, from a letter on, without - at the "
+                     "end")
+    if self.project and not _PROJECT.fullmatch(self.project):
+      raise BadUse(f"--project: {self.project!r} is no project: a-z, 0-9, -, . "
+                   "and : only")
+    # Other images say nothing of their TensorFlow; setup asks it.
+    if re.match(r"tpu-vm-tf-(?!2\.15\.\d)", self.runtime_version or ""):
+      raise BadUse(
+          f"--runtime_version: {self.runtime_version!r} has another TensorFlow "
+          "than 2.15; leave it out, or take tpu-vm-tf-2.15.1-...")
 
   @property
   def pod(self) -> bool:
@@ -64,7 +88,7 @@ class Machine:
     known = ", ".join(f"{kind}-{n}" for kind, numbers in SINGLE_HOST.items()
                       for n in numbers)
     raise BadUse(
-        f"--accelerator_type={self.accelerator_type} is unknown; known are "
+        f"--accelerator_type: {self.accelerator_type!r} is unknown; known are "
         f"{known}, and larger multiples of 8, which are pod slices")
 
   @property

@@ -13,7 +13,8 @@ way that survives the connection, shows its log and ends with its exit code; the
 same command again attaches to it. With --watch it also brings back machines
 that were taken away, until the job has ended for good. profile captures a
 profile of the running job. --dry_run prints the commands, one on a line, and
-runs nothing. --flagfile=FILE reads flags from a file. See docs/tpu.md.
+runs nothing; with --watch those that it may run, and when. --flagfile=FILE
+reads flags from a file. See docs/tpu.md.
 """
 
 import os
@@ -121,7 +122,8 @@ def _check(verb: str, command: list[str]) -> Machine:
       data_disks=tuple(_DATA_DISK.value), mount=_MOUNT.value,
       create_flags=tuple(_CREATE_FLAG.value))
   if needs_type:
-    commands.create(machine)  # raises for what cannot be created
+    _ = machine.pod  # raises for unknown types
+    commands.create(machine)  # raises for disks without a project
   _check_command(verb, command)
   if not _DRY_RUN.value and not shutil.which("gcloud"):
     raise BadUse("gcloud is not on PATH; install the Google Cloud "
@@ -173,11 +175,11 @@ def _run_all(several: list[list[str]]) -> int:
   return 0
 
 
-def _state(command: list[str], in_dry_run: str) -> str:
+def _state(command: list[str]) -> str:
   """What a describe command prints; `missing` or `unknown` where it fails."""
   if _DRY_RUN.value:
     print(shlex.join(command))
-    return in_dry_run
+    return "ACTIVE"  # only `create` asks in a dry run
   result = subprocess.run(command, capture_output=True, text=True, check=False)
   if result.returncode == 0 and result.stdout.strip():
     return result.stdout.strip()
@@ -193,7 +195,7 @@ def _create(machine: Machine) -> int:
   if code or not machine.queued:
     return code
   while True:
-    state = _state(commands.describe_request(machine), "ACTIVE")
+    state = _state(commands.describe_request(machine))
     if state == "ACTIVE":
       return 0
     if state in (*_REQUEST_ENDED, _MISSING, _UNKNOWN):
@@ -213,7 +215,7 @@ def _recover(machine: Machine, code: int) -> bool:
     Whether it can be started.
   """
   while True:
-    state = _state(commands.describe(machine), "READY")
+    state = _state(commands.describe(machine))
     if state not in _PASSING:
       break
     time.sleep(_POLL_SECONDS.value)
@@ -232,6 +234,11 @@ def _recover(machine: Machine, code: int) -> bool:
 
 def _train(machine: Machine, command: list[str]) -> int:
   """Runs the job; with --watch again and again until it ends for good."""
+  if _WATCH.value and _DRY_RUN.value:
+    for when, several in commands.watch(machine, command, _MAX_RESTARTS.value):
+      print(f"# {when}")
+      _run_all(several)
+    return 0
   attempt = [commands.start(machine, command), commands.follow(machine)]
   code = _run_all(attempt)
   if not _WATCH.value:

@@ -7,6 +7,7 @@ reference of `gcloud compute tpus`.
 import pathlib
 import shlex
 
+from conadv_tf import exits
 from tools.tpu_machine import BadUse, environment, Machine, tpu_flags
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -178,6 +179,35 @@ def follow(machine: Machine) -> list[str]:
   return ssh(machine, (
       f"cd ~/{JOB} && tail -n 1000 --pid=$(cat pid) -f log; "
       "exit $(cat code 2> /dev/null || echo 1)"))
+
+
+def watch(machine: Machine, command: list[str], restarts: int
+          ) -> list[tuple[str, list[list[str]]]]:
+  """All that `train --watch` may run: when, and the commands.
+
+  Args:
+    machine: where it runs; may be lost and made again.
+    command: trains.
+    restarts: attempts after the first.
+  """
+  attempt = [start(machine, command), follow(machine)]
+  final = ", ".join(map(str, exits.FINAL))
+  lost = "if it is PREEMPTED, TERMINATED or STOPPED"
+  gone = f"{lost}, or missing"
+  request = [describe_request(machine)] * machine.queued
+  return [
+      ("at first", attempt),
+      (f"after every exit code but {final}, {restarts} times at most; again "
+       "while the machine is being repaired or restarted",
+       [describe(machine)]),
+      ("if it is READY", mounts(machine)),
+      (f"instead, if it is READY and the exit code was {NOT_SET_UP}: setup was "
+       "not complete", setup(machine)),
+      (gone if machine.queued else lost, [delete(machine, quiet=True)]),
+      (gone, [create(machine)]),
+      *[("until the request is ACTIVE", request)] * machine.queued,
+      ("on the new machine", setup(machine)),
+      ("if all that succeeded; then as above", attempt)]
 
 
 def profile(machine: Machine, milliseconds: int, port: int, directory: str,

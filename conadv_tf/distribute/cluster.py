@@ -118,22 +118,24 @@ def meet(cluster: Cluster, token: str, timeout_seconds: float) -> None:
   """Returns when all workers are there and agree; before TensorFlow starts.
 
   Every worker must call it. It uses the ports that TensorFlow will use, and
-  leaves them free. Alone, a worker has nobody to wait for.
+  leaves them free. A worker that is alone must reach itself: else TensorFlow
+  waits for it, and ignores SIGTERM meanwhile.
 
   Args:
     cluster: the workers.
     token: a digest of whatever they must agree on, such as the configuration.
-    timeout_seconds: how long to wait for the others.
+    timeout_seconds: how long to wait for the others; alone, it is a few
+      seconds.
 
   Raises:
-    InputError: if this worker's port is taken, or a worker has another token
-      or another list of workers.
+    InputError: if this worker's port is taken, a worker has another token or
+      another list of workers, or the address of a worker that is alone is not
+      this machine's.
     exits.PeerLost: if a worker is missing at the end of the time, or went
       away while the others gathered.
   """
-  if len(cluster.workers) > 1:
-    meeting.Meeting(
-        cluster.workers, cluster.index, token, timeout_seconds).hold()
+  meeting.Meeting(
+      cluster.workers, cluster.index, token, timeout_seconds).hold()
 
 
 def _checked(workers: Sequence[Any], index: int, where: str,

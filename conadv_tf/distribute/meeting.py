@@ -9,7 +9,7 @@ index, a digest of the list of workers, a digest of the token. Either is
 answered by `hello`. A ready worker keeps its connection, on which worker 0
 writes `wait` and the indices of those it waits for, every second, and at last
 `go`, or `lost` or `refused` and why. Whoever sends anything else is a stranger
-and ignored.
+and ignored. A worker without others greets itself, as TensorFlow will.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,11 +42,13 @@ class Meeting:
     self._digests = [
         hashlib.sha256(text.encode()).hexdigest()[:16]
         for text in (",".join(workers), token)]
-    self._seconds = timeout_seconds
-    self._end = time.monotonic() + timeout_seconds
+    # Oneself is there already: listening, or not at that address.
+    self._seconds = timeout_seconds if self._others else _PATIENCE
+    self._end = time.monotonic() + self._seconds
     self._over = threading.Event()
     self._changed = threading.Condition()  # guards all that follows
-    self._why = {i: "no answer" for i in self._others}  # those not greeted
+    self._why = {  # those not greeted
+        i: "no answer" for i in self._others or [index]}
     self._ready: dict[int, socket.socket] = {}  # at worker 0
     self._awaited = [0]  # by worker 0, at the others; empty: it let us go
     self._failure: tuple[str, str] | None = None
@@ -59,8 +61,8 @@ class Meeting:
       listener.settimeout(0.1)  # so that the accepting thread sees the end
       accepting = _start(self._accept, listener)
       try:
-        for other in self._others:
-          _start(self._greet, other)
+        for worker in list(self._why):
+          _start(self._greet, worker)
         self._wait_for(lambda: list(self._why))
         if self._index == 0:
           self._wait_for(
@@ -85,9 +87,7 @@ class Meeting:
           return
         left = self._end - time.monotonic()
         if left <= 0:
-          self._fail("lost", f"waited {self._seconds:g} s in vain for "
-                     f"{self._names(absent)}; start all workers with the same "
-                     "command, where they can reach each other")
+          self._give_up(absent)
         if self._failure:
           self._tell(" ".join(self._failure))
           break
@@ -98,6 +98,15 @@ class Meeting:
         self._tell(f"wait {' '.join(map(str, absent))}")
         self._changed.wait(min(left, 1.0))
     raise _error(*self._failure)
+
+  def _give_up(self, absent: list[int]) -> None:
+    if self._others:
+      self._fail("lost", f"waited {self._seconds:g} s in vain for "
+                 f"{self._names(absent)}; start all workers with the same "
+                 "command, where they can reach each other")
+    else:
+      self._fail("refused", f"{self._names(absent)}; alone it must reach "
+                 "itself there: write an address of this machine")
 
   def _tell(self, text: str) -> None:
     """Writes a line to every worker that told this one it is ready."""

@@ -66,6 +66,21 @@ def plan(runtime: config.RuntimeConfig, machines: Machines) -> None:
   elif machines.cluster and runtime.strategy == "multi_worker_mirrored":
     _check_count(runtime.strategy, runtime.num_replicas,
                  planned_replicas(runtime.strategy, machines))
+  if runtime.jit_compile:
+    try:
+      check_jit(runtime.num_replicas)
+    except ValueError as error:
+      raise config.InputError(error) from error
+
+
+def check_jit(replicas: int) -> None:
+  """Raises ValueError where updates cannot be compiled replica by replica."""
+  if replicas > 1 and not tf.config.list_physical_devices("GPU"):
+    raise ValueError(
+        "runtime.jit_compile (jit_compile of Trainer.compile) works on one "
+        "CPU replica only: XLA reaches neither the variables of other logical "
+        "CPUs nor other workers, and on a TPU it compiles everything anyway; "
+        "leave it out")
 
 
 def get(name: str, num_replicas: int | None = None,

@@ -171,7 +171,9 @@ def label_rank(label: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
   label = tf.reshape(tf.cast(label, tf.int32), [-1, 1])
   own = tf.gather(outputs, label, axis=1, batch_dims=1)  # [b, 1]
   index = tf.range(classes)[None]
-  before = tf.where(index < label, ~(outputs < own), ~(outputs <= own))
+  before = tf.where(index < label, outputs >= own, outputs > own)
+  # Not by negated comparisons, which TensorFlow turns around in graphs.
+  before |= tf.math.is_nan(outputs) | tf.math.is_nan(own)
   return tf.reduce_sum(tf.cast(before & (index != label), tf.int32), axis=1)
 
 

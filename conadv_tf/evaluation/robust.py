@@ -64,14 +64,15 @@ class PgdByExample(gradient_attacks.Pgd):
   size or the number of replicas changes.
   """
 
-  def _start(self, x: tf.Tensor, key: randomness.Key, radius: float,
-             pixel_range: tuple[float, float]) -> tf.Tensor:
+  def start(self, x: tf.Tensor, key: randomness.Key,
+            pixel_range: tuple[float, float]) -> tf.Tensor:
+    """As in `Pgd`, of every example by itself."""
     if not self.random_start:
       return x
-    start = super()._start
+    start = super().start
 
     def one(row: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-      return start(row[0][None], row[1], radius, pixel_range)[0]
+      return start(row[0][None], row[1], pixel_range)[0]
 
     return tf.map_fn(one, (x, key), fn_output_signature=tf.TensorSpec(
         x.shape[1:], x.dtype))

@@ -221,6 +221,8 @@ class RunCallback(tf.keras.callbacks.Callback):
     elif evaluates:
       try:
         saves |= self._record_evaluation(step, values)
+      except exits.Diverged:
+        raise  # nobody wants these weights
       except (exits.Stop, tf.errors.OpError):
         if not self._config.mlperf.log:
           self._save(step, values)
@@ -255,6 +257,18 @@ class RunCallback(tf.keras.callbacks.Callback):
       logging.warning("%d of the updates up to %d were not finite and left the "
                       "weights as they were", count, step)
       self._nonfinite = count
+
+  def _check_figures(self, step: int, loss: float) -> None:
+    """Stops a run whose weights are finite and of no use."""
+    if math.isfinite(loss):
+      return
+    if self.model.nonfinite.skip:
+      logging.warning("validation loss is %g after update %d", loss, step)
+      return
+    raise exits.Diverged(
+        f"validation loss is {loss:g} after update {step} (epoch "
+        f"{self._epoch(step):.4g}): the weights are finite but too large. "
+        "Lower schedule.peak_lr")
 
   def _ends(self, step: int) -> bool:
     return step >= self._total or self.model.stop_training
@@ -294,6 +308,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     if self._log:
       self._log.start_evaluation(step)
     figures = self._evaluate()
+    self._check_figures(step, figures["loss"])
     if self._log:
       self._log.stop_evaluation(
           step, figures["accuracy"], figures["examples"])

@@ -75,7 +75,29 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
   if arrange is not None:
     dataset = arrange(dataset)
   spec = share(dataset.element_spec, strategy.num_replicas_in_sync)
-  ahead = lookahead * micro_batches
+  dataset, steps = _of_epochs(
+      dataset, (count, original), steps, epochs, micro_batches,
+      lookahead * micro_batches)
+  return Feed(strategies.shared_out(dataset, strategy), spec, steps, options)
+
+
+def _of_epochs(dataset: tf.data.Dataset, counts: tuple[int, int],
+               steps: int | None, epochs: int, micro_batches: int, ahead: int
+               ) -> tuple[tf.data.Dataset, int]:
+  """As many elements as `fit` takes, and those ahead.
+
+  Args:
+    dataset: of one epoch, or repeated.
+    counts: its cardinality, and that before shorter batches were dropped.
+    steps: updates an epoch, if they were given.
+    epochs: how many.
+    micro_batches: elements per update.
+    ahead: elements after the last.
+
+  Returns:
+    (dataset, updates an epoch).
+  """
+  count = counts[0]
   if count == tf.data.INFINITE_CARDINALITY:
     if steps is None:
       raise ValueError("the dataset is infinite: pass steps_per_epoch")
@@ -85,7 +107,7 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
           "the dataset's cardinality is unknown: pass steps_per_epoch with a "
           "repeated dataset, or tf.data.experimental.assert_cardinality(n)")
     dataset = dataset.concatenate(dataset.take(ahead))
-  elif steps is None or steps * micro_batches in (count, original):
+  elif steps is None or steps * micro_batches in counts:
     steps = count // micro_batches
     if steps == 0:
       raise ValueError(f"{count} batches are too few for {micro_batches} "
@@ -97,7 +119,7 @@ def prepare(x: Any, y: Any, *, lookahead: int, micro_batches: int,
     dataset = once.repeat(epochs).concatenate(once.take(ahead))
   else:
     dataset = dataset.concatenate(dataset.take(ahead))
-  return Feed(strategies.shared_out(dataset, strategy), spec, steps, options)
+  return dataset, steps
 
 
 def _distributed(dataset: tf.distribute.DistributedDataset, steps: int | None,

@@ -33,16 +33,6 @@ class Parts:
         for field in dataclasses.fields(self)))
 
 
-def check_jit(strategy: tf.distribute.Strategy) -> None:
-  """Raises ValueError where the parts cannot be compiled one by one."""
-  if strategy.num_replicas_in_sync > 1 and not (
-      tf.config.list_physical_devices("GPU")):
-    raise ValueError(
-        "jit_compile works on one CPU replica only: XLA reaches neither the "
-        "variables of other logical CPUs nor other workers, and on a TPU it "
-        "compiles everything anyway")
-
-
 def check_training_pass(training_pass: str, bn_group_size: int) -> None:
   """Raises ValueError where clean and adversarial rows cannot be parted."""
   if training_pass not in ("joined", "separate"):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from conadv_tf import config
+from conadv_tf.distribute import ports
 
 # Name scopes of the training step. What is left is `other`: metrics, the held
 # batch, the accumulator of micro batches.
@@ -71,6 +72,8 @@ def serve(port: int) -> None:
   Raises:
     InputError: if the port is taken, or this was called before.
   """
+  # Where it cannot listen, TensorFlow's server says so in the log only.
+  ports.listen(port, "--profiler_port").close()
   try:
     tf.profiler.experimental.server.start(port)
   except tf.errors.OpError as error:

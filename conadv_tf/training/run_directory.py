@@ -149,7 +149,7 @@ class RunDirectory:
     if not os.path.exists(path):
       return []
     records = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
       for line in file:
         try:
           record = json.loads(line)

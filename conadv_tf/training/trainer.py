@@ -136,7 +136,7 @@ class Trainer(split_model.SplitModel):
     self._scales_loss = isinstance(
         self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
     if self.jit_compile:
-      loop.check_jit(self.distribute_strategy)
+      strategies.check_jit(self.distribute_strategy.num_replicas_in_sync)
 
   @property
   def metrics(self) -> list[tf.keras.metrics.Metric]:

@@ -57,12 +57,11 @@ def _run(case: str, strategy: str, machines: strategies.Machines
       "runtime.deterministic=false,data.global_batch_size=24,"
       "data.num_examples=48,schedule.epochs=1.5,schedule.peak_lr=0.1,"
       "evaluation.batch_size=7,optimizer.name=sgd,"
-      f"runtime.strategy={strategy}", case)
+      f"runtime.strategy={strategy}", case, "runtime.placement=together"
+      if strategy == "one_device" else "")
   if machines.cluster is None and strategy == "mirrored":
     config.runtime.num_replicas = 2
   strategies.plan(config.runtime, machines)
-  if strategy == "one_device":
-    config.runtime.placement = "together"
   config.runtime.micro_batches = (
       VIRTUAL_REPLICAS // config_lib.training_replicas(config.runtime))
   experiment = experiments.build(config, machines=machines)

@@ -163,10 +163,40 @@ def _line(workers: _Workers, real: int, verb: str) -> bytes:
   return line
 
 
-def test_one_worker_waits_for_nobody() -> None:
-  address = f'127.0.0.1:{ports.choose(1)[0]}'
-  with socket.create_server(('', int(address.rpartition(':')[2]))):
-    cluster.meet(Cluster((address,), 0), 'token', 0.0)
+@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '127.9.9.9'])
+def test_a_worker_alone_waits_for_nobody(host: str) -> None:
+  port = ports.choose(1)[0]
+  begin = time.monotonic()
+  cluster.meet(Cluster((f'{host}:{port}',), 0), 'token', 0.0)
+  assert time.monotonic() - begin < 2
+  with socket.create_server(('', port)):  # as TensorFlow's server binds
+    pass
+
+
+def test_a_worker_alone_with_a_port_that_is_taken() -> None:
+  port = ports.choose(1)[0]
+  with socket.create_server(('127.0.0.1', port)):
+    with pytest.raises(InputError) as caught:
+      cluster.meet(Cluster((f'127.0.0.1:{port}',), 0), 'token', 300)
+  assert str(caught.value).startswith(
+      f'port {port} of worker 0 (127.0.0.1:{port}) is in use by process '
+      f'{os.getpid()} (')
+
+
+@pytest.mark.parametrize('host', [
+    '192.0.2.1',  # of nobody (RFC 5737)
+    'no..such'])
+def test_a_worker_alone_at_an_address_of_another(
+    host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(meeting, '_PATIENCE', 0.5)
+  address = f'{host}:{ports.choose(1)[0]}'
+  begin = time.monotonic()
+  with pytest.raises(InputError) as caught:
+    cluster.meet(Cluster((address,), 0), 'token', 300)
+  assert time.monotonic() - begin < 3
+  assert re.fullmatch(
+      rf'worker 0 \({address}\): .+; alone it must reach itself there: write '
+      'an address of this machine', str(caught.value))
 
 
 def test_all_come_one_of_them_late_and_the_ports_are_free_after() -> None:
@@ -385,16 +415,19 @@ print('sum', float(step()), strategy.num_replicas_in_sync)
 
 
 @pytest.mark.slow
-def test_tensorflow_takes_the_ports_at_once() -> None:
-  addresses = [f'127.0.0.1:{port}' for port in ports.choose(2)]
+@pytest.mark.parametrize('count, outputs', [
+    (1, ['sum 1.0 1\n']), (2, ['sum 3.0 2\n'] * 2)])
+def test_tensorflow_takes_the_ports_at_once(
+    count: int, outputs: list[str]) -> None:
+  addresses = [f'127.0.0.1:{port}' for port in ports.choose(count)]
   processes = [
       subprocess.Popen(
           [sys.executable, '-c', _TENSORFLOW, ','.join(addresses), str(i)],
           cwd=_REPOSITORY, stdout=subprocess.PIPE, text=True)
-      for i in range(2)]
+      for i in range(count)]
   try:
-    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    found = [p.communicate(timeout=120)[0] for p in processes]
   finally:
     for process in processes:
       process.kill()
-  assert outputs == ['sum 3.0 2\n'] * 2
+  assert found == outputs

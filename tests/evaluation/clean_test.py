@@ -165,9 +165,10 @@ def test_ranks_with_ties_and_nan() -> None:
       [3.0, 1.0, 3.0, 2.0], [3.0, 1.0, 3.0, 2.0], [3.0, 1.0, 3.0, 2.0],
       [nan, nan, nan, nan], [nan, 5.0, 1.0, 0.0]])
   labels = tf.constant([0, 2, 1, 0, 1])
-  assert clean.label_rank(labels, outputs).numpy().tolist() == [0, 1, 3, 3, 1]
-  assert clean.label_rank(labels[:, None], outputs).numpy().tolist() == [
-      0, 1, 3, 3, 1]
+  for rank in (clean.label_rank, tf.function(clean.label_rank),
+               tf.function(clean.label_rank, jit_compile=True)):
+    assert rank(labels, outputs).numpy().tolist() == [0, 1, 3, 3, 1]
+    assert rank(labels[:, None], outputs).numpy().tolist() == [0, 1, 3, 3, 1]
 
 
 def test_infinite_loss_of_padding_does_not_count() -> None:

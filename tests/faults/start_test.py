@@ -47,6 +47,32 @@ def test_a_port_that_is_taken(tmp_path: pathlib.Path) -> None:
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
+def test_a_worker_alone_at_an_address_of_another(
+    tmp_path: pathlib.Path) -> None:
+  address = f'192.0.2.1:{ports.choose(1)[0]}'  # of nobody (RFC 5737)
+  begin = time.monotonic()
+  line = commands.run(
+      'conadv_tf.train', *_flags(tmp_path / 'run'), before=functools.partial(
+          _set_cluster, '{"cluster": {"worker": ["%s"]}, "task": '
+          '{"type": "worker", "index": 0}}' % address)).refusal()
+  assert time.monotonic() - begin < 40
+  assert f'worker 0 ({address}): ' in line
+  assert 'write an address of this machine' in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_port_that_is_taken_from_a_worker_alone(
+    tmp_path: pathlib.Path) -> None:
+  with socket.create_server(('127.0.0.1', 0)) as taken:
+    port = taken.getsockname()[1]
+    line = commands.run(
+        'conadv_tf.train', *_flags(tmp_path / 'run'),
+        f'--worker_hosts=127.0.0.1:{port}', '--task_index=0').refusal()
+  assert f'port {port} of worker 0' in line and 'is in use by process' in line
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_cluster_without_workers(tmp_path: pathlib.Path) -> None:
   line = commands.run(
       'conadv_tf.train', *_flags(tmp_path / 'run'), before=functools.partial(

@@ -76,7 +76,8 @@ def test_a_refused_request_fails(tpu_vm: Launcher) -> None:
     ('v2-8', False), ('v3-8', False), ('v4-8', False), ('v5p-8', False),
     ('v5litepod-1', False), ('v5litepod-4', False), ('v5litepod-8', False),
     ('v2-32', True), ('v3-256', True), ('v3-2048', True), ('v4-16', True),
-    ('v5litepod-16', True), ('v5p-128', True)])
+    ('v5litepod-16', True), ('v5p-128', True), ('v5p-12288', True),
+    ('v6e-1', False), ('v6e-4', False), ('v6e-8', False), ('v6e-256', True)])
 def test_single_hosts_and_pods(accelerator: str, pod: bool) -> None:
   machine = tpu_machine.Machine('t', 'z', accelerator_type=accelerator)
   assert machine.pod is pod
@@ -86,10 +87,49 @@ def test_single_hosts_and_pods(accelerator: str, pod: bool) -> None:
 
 
 @pytest.mark.parametrize('accelerator', ['', 'v3', 'v3-9', 'v3-4', 'v3-0',
-                                         'v1-8', 'v4-12', 'v5litepod-2', '3-8'])
+                                         'v1-8', 'v4-12', 'v5litepod-2', '3-8',
+                                         'v9-256', 'v6e-2', 'V3-8', 'v3-8 '])
 def test_unknown_accelerators(accelerator: str) -> None:
   with pytest.raises(tpu_machine.BadUse, match='v2-8, v3-8, v4-8'):
     _ = tpu_machine.Machine('t', 'z', accelerator_type=accelerator).pod
+
+
+@pytest.mark.parametrize('name', [
+    '', 'a;b', 'A', '1a', 'a-', '-a', 'a_b', 'a.b', 'a b', 'a\n', 'a' * 64])
+def test_names_that_are_none(name: str) -> None:
+  with pytest.raises(tpu_machine.BadUse,
+                     match=r'--name: .* is no name of [^\n]*$'):
+    tpu_machine.Machine(name, 'z')
+  with pytest.raises(tpu_machine.BadUse, match='--zone: .* is no name of'):
+    tpu_machine.Machine('t', name)
+  with pytest.raises(tpu_machine.BadUse, match='--data_disk: .* is no name'):
+    tpu_machine.Machine('t', 'z', 'p', data_disks=('d', name))
+
+
+def test_names_that_exist() -> None:
+  for name in ('a', 'a1', 'conadv-256', 'a' * 63):
+    tpu_machine.Machine(name, 'us-south1-ai1b', data_disks=(
+        name, f'projects/example.com:q/zones/z/disks/{name}'))
+  for project in ('p', 'my-project-1', 'example.com:my-project', '1234'):
+    tpu_machine.Machine('t', 'z', project)
+  with pytest.raises(tpu_machine.BadUse, match="--project: 'a b' is no proj"):
+    tpu_machine.Machine('t', 'z', 'a b')
+
+
+@pytest.mark.parametrize(('version', 'fits'), [
+    ('tpu-vm-tf-2.15.0-pjrt', True), ('tpu-vm-tf-2.15.1-pod-pjrt', True),
+    ('tpu-vm-tf-2.15.1-se', True), ('v2-alpha-tpuv5-lite', True),
+    ('v2-alpha-tpuv6e', True), ('tpu-ubuntu2204-base', True),
+    ('tpu-vm-tf-2.16.1', False), ('tpu-vm-tf-2.16.1-pod-pjrt', False),
+    ('tpu-vm-tf-2.5.0', False), ('tpu-vm-tf-2.150.0', False),
+    ('tpu-vm-tf-nightly', False)])
+def test_images_with_another_tensorflow(version: str, fits: bool) -> None:
+  if fits:
+    tpu_machine.Machine('t', 'z', runtime_version=version)
+    return
+  with pytest.raises(tpu_machine.BadUse, match=(
+      f"^--runtime_version: '{version}' has another TensorFlow than 2.15")):
+    tpu_machine.Machine('t', 'z', runtime_version=version)
 
 
 def test_setup_of_a_single_host(tpu_vm: Launcher) -> None:
@@ -262,7 +302,7 @@ def test_delete(tpu_vm: Launcher) -> None:
 @pytest.mark.parametrize('arguments', [
     ['create', *POD, '--queued', '--spot', '--data_disk=d'],
     ['setup', *POD, '--data_disk=d', "--mount=sudo mount '/mnt/run'"],
-    ['train', *POD, *WATCH, '--', 'conadv-train', '--model_dir=/mnt/run/a',
+    ['train', *POD, '--', 'conadv-train', '--model_dir=/mnt/run/a',
      "--params_override=data.path='a b'"],
     ['profile', *V3_8], ['fetch', *HERE, '--path=/mnt/run/a'],
     ['delete', *HERE, '--queued']], ids=lambda a: a[0])
@@ -282,7 +322,13 @@ def test_a_dry_run_prints_what_a_run_runs(
     (['create', '--zone=z', '--accelerator_type=v3-8'], '--name is missing'),
     (['create', '--name=t', '--accelerator_type=v3-8'], '--zone is missing'),
     (['create', *HERE], '--accelerator_type is missing'),
-    (['setup', *HERE, '--accelerator_type=v9-8'], 'v9-8 is unknown; known'),
+    (['setup', *HERE, '--accelerator_type=v9-8'], "'v9-8' is unknown; known"),
+    (['create', '--name=a;b', '--zone=z', '--accelerator_type=v3-8',
+      '--dry_run'], "--name: 'a;b' is no name of Google Cloud"),
+    (['create', *HERE, '--accelerator_type=v9-256', '--dry_run',
+      '--runtime_version=v2-alpha-tpuv6e'], "'v9-256' is unknown; known are"),
+    (['create', *V3_8, '--runtime_version=tpu-vm-tf-2.16.1', '--dry_run'],
+     "--runtime_version: 'tpu-vm-tf-2.16.1' has another TensorFlow than"),
     (['create', *V3_8, '--spot', '--reserved'], 'exclude each other'),
     (['create', '--name=t', '--zone=z', '--accelerator_type=v3-8',
       '--data_disk=d'], '--data_disk=d needs --project, or the full path'),
@@ -319,6 +365,7 @@ def test_the_commands_of_the_docs_run(tpu_vm: Launcher) -> None:
   shim = tpu_vm.folder / 'bin/python'
   shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
   shim.chmod(0o755)
+  tpu_vm.add_system_path()
   for name, content in {'answers': '{}', 'recorded': ''}.items():
     (tpu_vm.folder / name).write_text(content)
   text = (REPOSITORY / 'docs/tpu.md').read_text(encoding='utf-8')

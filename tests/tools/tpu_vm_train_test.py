@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import os
 import pathlib
+import shlex
 import signal
 
 import pytest
@@ -34,6 +35,8 @@ def _remote(tpu_vm: Launcher) -> Iterator[Callable[[str], None]]:
   source = tpu_vm.home / 'conadv_source'
   source.mkdir()
   (source / 'installed').touch()
+
+  tpu_vm.add_system_path()
 
   def run(before_follow: str = ':') -> None:
     tpu_vm.environment['REMOTE'] = before_follow
@@ -117,6 +120,51 @@ def test_watch_asks_again_for_queued_machines(tpu_vm: Launcher) -> None:
       *_ATTEMPT]
   assert tpu_vm.recorded[3][4:] == ['queued-resources', 'delete', 't', *PLACE,
                                     '--force', '--quiet']
+
+
+@pytest.mark.parametrize('flags', [[], ['--queued']], ids=str)
+def test_a_dry_watch_prints_what_a_watch_may_run(
+    tpu_vm: Launcher, flags: list[str]) -> None:
+  """Whatever happens runs nothing else, and everything printed may run."""
+  watch = [*V3_8, *flags, *WATCH, *TRAIN]
+  code, out, _ = tpu_vm('train', '--dry_run', '--max_restarts=7', *watch)
+  assert (code, tpu_vm.recorded) == (0, [])
+  lines = out.splitlines()
+  assert lines[0] == '# at first'
+  assert lines[3].startswith(
+      '# after every exit code but 0, 2, 3, 7 times at most')
+  printed = {tuple(shlex.split(line)) for line in lines if line[0] != '#'}
+  assert tpu_vm('train', *watch, follow=[_LOST] * 4,
+                start=[[0, '', ''], [78, '', '']],
+                describe=[[0, 'READY', ''], _PREEMPTED, _NOT_FOUND])[0] == 0
+  assert {'mount', 'install', 'delete', 'create', 'describe'} <= set(
+      tpu_vm.kinds)
+  assert {tuple(words[1:]) for words in tpu_vm.recorded} == printed
+
+
+def test_a_dry_watch_says_when(tpu_vm: Launcher) -> None:
+  out = tpu_vm('train', '--dry_run', *V3_8, *WATCH, *TRAIN)[1]
+  blocks: dict[str, list[str]] = {}
+  for line in out.splitlines():
+    if line[0] == '#':
+      when = line
+      blocks[when] = []
+    else:
+      blocks[when].append(line)
+  counts = {when: len(lines) for when, lines in blocks.items()}
+  assert counts == {
+      '# at first': 2,
+      '# after every exit code but 0, 2, 3, 50 times at most; again while the '
+      'machine is being repaired or restarted': 1,
+      '# if it is READY': 1,
+      '# instead, if it is READY and the exit code was 78: setup was not '
+      'complete': 4,
+      '# if it is PREEMPTED, TERMINATED or STOPPED': 1,
+      '# if it is PREEMPTED, TERMINATED or STOPPED, or missing': 1,
+      '# on the new machine': 4, '# if all that succeeded; then as above': 2}
+  (deletes, creates) = (blocks[when][0] for when in counts
+                        if when.startswith('# if it is PREEMPTED'))
+  assert ' delete t ' in deletes and ' create t ' in creates
 
 
 @pytest.mark.parametrize('final', [0, 2, 3])

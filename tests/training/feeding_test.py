@@ -41,9 +41,9 @@ def _trained(method: Any, data: tf.data.Dataset, micro_batches: int = 1,
                    [number(result.batch.image)], [])
     return result
 
-  def spy_attack(ctx: Any, batch: Any) -> Any:
+  def spy_attack(ctx: Any, batch: Any, held: Any) -> Any:
     tf.py_function(lambda n: attacked.append(int(n)), [number(batch.image)], [])
-    return attack(ctx, batch)
+    return attack(ctx, batch, held)
 
   method.step = spy_step
   if attack:

@@ -75,13 +75,28 @@ def _assert_same_metrics(found: dict[str, list[float]],
 
 
 def _operations(trainer: trainers.Trainer) -> list[tuple[str, str]]:
-  """(type, device) of all of an update, bodies of loops included."""
+  """(type, device) of all that an update runs, bodies of loops included."""
   (traced,) = trainer._loop.one._list_all_concrete_functions()
-  graph = traced.graph
-  found = [(op.type, op.device) for op in graph.get_operations()]
-  for function in graph.as_graph_def().library.function:
-    found += [(node.op, node.device) for node in function.node_def]
+  definition = traced.graph.as_graph_def()
+  found = _needed(definition.node, [
+      *(t.op.name for t in traced.graph.outputs),
+      *(op.name for op in traced.graph.control_outputs)])
+  for function in definition.library.function:
+    found += _needed(function.node_def, [
+        *function.ret.values(), *function.control_ret.values()])
   return found
+
+
+def _needed(nodes: Any, results: list[str]) -> list[tuple[str, str]]:
+  """(type, device) of the nodes that results wait for; TensorFlow prunes."""
+  by_name = {node.name: node for node in nodes}
+  waiting, needed = list(results), {}
+  while waiting:
+    name = waiting.pop().lstrip('^').split(':')[0]
+    if name in by_name and name not in needed:
+      needed[name] = by_name[name].op, by_name[name].device
+      waiting += by_name[name].input
+  return list(needed.values())
 
 
 # ---- The same numbers.

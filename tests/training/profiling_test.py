@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 import json
 import logging
+import os
 import pathlib
+import socket
 
 import numpy as np
 import pytest
@@ -152,6 +154,24 @@ def test_steps_are_read_or_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="write first:last") as refusal:
       profiling.parse_steps(text)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_profiler_port_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch) -> None:
+  started = []
+  monkeypatch.setattr(
+      tf.profiler.experimental.server, "start", started.append)
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(InputError) as refusal:
+      profiling.serve(port)
+  assert str(refusal.value).startswith(
+      f"port {port} of --profiler_port is in use by process {os.getpid()} (")
+  assert "\n" not in str(refusal.value) and not started
+  profiling.serve(port)
+  assert started == [port]
+  with socket.create_server(("", port)):  # is free for TensorFlow's server
+    pass
 
 
 class _Profiles(tf.keras.callbacks.Callback):
