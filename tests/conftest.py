@@ -39,3 +39,4 @@ def fresh_keras() -> Iterator[None]:
   tf.keras.mixed_precision.set_global_policy("float32")
   tf.keras.backend.clear_session()
   gc.collect()
+  gc.freeze()  # what outlives a test need not be looked at after each other
