@@ -38,6 +38,7 @@ class Model:
     rounds: after the warm-up.
     steps: of each row in a round.
     regimes: in which it is measured unless models and regimes are chosen.
+    rows: that are measured unless rows are chosen; () means all.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Model:
   rounds: int
   steps: int
   regimes: tuple[str, ...]
+  rows: tuple[str, ...] = ()
 
 
 _CORES = os.cpu_count() or 1
@@ -68,11 +70,20 @@ SERIAL = Regime(1, 1, "separate")
 _BOTH = (THROUGHPUT, LATENCY)
 _ALL = (THROUGHPUT, LATENCY, MICRO)
 _MOST = (*_ALL, SETTINGS)
+# Tracing takes longer than measuring, so not every model has every row.
+_CORE = (
+    "keras", "floor_vanilla", "vanilla", "disadv_joined", "disadv_separate",
+    "conadv_joined", "conadv_separate", "recycled_lag0", "recycled_joined",
+    "recycled_separate", "conadv_fraction_0.2", "recycled_fraction_0.2")
+_LARGE = _CORE + (
+    "floor_conadv", "conadv_lag2", "nsl", "disadv_shared", "nsl_random_start",
+    "disadv_shared_random_start", "sam", "weight_copy")
 MODELS = {
-    "resnet20_b8": Model("resnet20", 32, 8, 11, 3, _BOTH),
+    "resnet20_b8": Model("resnet20", 32, 8, 11, 3, _BOTH, _CORE),
     "resnet20_b64": Model("resnet20", 32, 64, 9, 1, _MOST),
-    "resnet20_b256": Model("resnet20", 32, 256, 5, 1, (THROUGHPUT, MICRO)),
-    "resnet18_b16": Model("resnet18", 64, 16, 7, 1, (*_BOTH, SETTINGS)),
+    "resnet20_b256": Model(
+        "resnet20", 32, 256, 5, 1, (THROUGHPUT, MICRO), _LARGE),
+    "resnet18_b16": Model("resnet18", 64, 16, 7, 1, _BOTH, _CORE),
 }
 QUICK = {"tiny_b8": Model("tiny", 8, 8, 2, 1, _ALL)}
 # Whose operations are timed for schedules, in the latency regime.
@@ -182,11 +193,12 @@ def jobs(*, quick: bool, regimes: Sequence[str] = (),
     regime = REGIMES[regime_name]
     suitable = (_QUICK_ROWS[regime_name] if quick and not rows
                 else regime.rows)
-    used = tuple(row for row in chosen_rows
-                 if row in suitable or not suitable
-                 and row not in _ONLY_SETTINGS)
     for model_name in _choose("models", models, known):
       model = known[model_name]
+      usual = () if rows or suitable else model.rows
+      used = tuple(row for row in chosen_rows
+                   if row in (suitable or usual) or not suitable
+                   and not usual and row not in _ONLY_SETTINGS)
       if regime_name not in model.regimes and not (regimes and models):
         continue
       job = Job(regime_name, model_name, regime, model, used,
@@ -195,7 +207,8 @@ def jobs(*, quick: bool, regimes: Sequence[str] = (),
       if regime_name == LATENCY and model_name in SCHEDULED:
         steps = TRACED_STEPS_QUICK if quick else TRACED_STEPS
         found.append(dataclasses.replace(
-            job, regime=SERIAL, rounds=steps, traces=True))
+            job, regime=SERIAL, rounds=steps, traces=True,
+            rows=tuple(row for row in used if rows or quick or row in _CORE)))
   if not found:
     raise InputError(
         f"--regimes={','.join(regimes)}: none of the models is measured there "
