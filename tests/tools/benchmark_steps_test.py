@@ -244,12 +244,14 @@ def test_quick(tmp_path: pathlib.Path) -> None:
   assert finished.code == 0, finished.err
   report = json.loads(path.read_text())
   assert [run['regime'] for run in report['runs']] == [
-      'throughput', 'latency', 'micro']
-  throughput, latency, micro = (run['rows'] for run in report['runs'])
-  assert set(throughput) == {
+      'throughput', 'latency', 'micro', 'settings']
+  throughput, latency, micro, settings = (
+      run['rows'] for run in report['runs'])
+  assert set(throughput) | set(settings) == {
       row for row in benchmark_plan.ROWS
       if not row.endswith(('fraction_0.5', 'fraction_0.6'))}
-  for row in [*throughput.values(), *latency.values(), *micro.values()]:
+  for row in [*throughput.values(), *latency.values(), *micro.values(),
+              *settings.values()]:
     assert len(row['seconds']) == 2 and min(row['seconds']) > 0
   # Twice the rows in the training pass, and an attack beside.
   assert throughput['conadv_joined']['work_ratio'] > 2
