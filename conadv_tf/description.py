@@ -225,7 +225,7 @@ def _method_name(config: config_lib.ExperimentConfig) -> str:
     said.append("recycled adversaries")
   elif method.name == "conadv" and method.pairing == "next_batch":
     said.append("beside the next batch")
-  if method.attack_every > 1:
+  if method.name != "vanilla" and method.attack_every > 1:
     said.append(f"attacking every {method.attack_every} batches")
   return ", ".join(said)
 

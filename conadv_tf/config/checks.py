@@ -104,6 +104,7 @@ def validate(config: ExperimentConfig) -> None:
   _check_augmentation(config)
   _check_replicas(config.runtime)
   _check_placement(config)
+  _check_training_pass(config)
   _check_reduction(config.runtime)
   _check_schedule(config.schedule)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
@@ -170,6 +171,16 @@ def _check_placement(config: ExperimentConfig) -> None:
       raise InputError(
           f'{key}: {show(value)} and runtime.placement=split exclude each '
           f'other ({reason}, or runtime.placement=together)')
+
+
+def _check_training_pass(config: ExperimentConfig) -> None:
+  if (config.runtime.training_pass == 'separate'
+      and config.bn.group_size != 1):
+    raise InputError(
+        f'bn.group_size: {config.bn.group_size} and '
+        'runtime.training_pass=separate exclude each other: passes side by '
+        'side have no order in which to exchange statistics; set one of them '
+        'back')
 
 
 def _check_reduction(runtime: RuntimeConfig) -> None:

@@ -44,8 +44,8 @@ class Recycled(adversarial.AdversarialMethod):
   ConAdv it changes, each with a knob there: whose statistics the gradient
   goes through (`attack.branch`), the start (`attack.random_start`; at equal
   radius a start at zero gives perturbations a third larger), and at lag 1
-  which batches meet in an update (`pairing`). The gradient sees the dropout
-  masks of its training pass.
+  which batches meet in an update (`pairing`). The gradient is that of its
+  training pass: with dropout masks, and with activity regularisers.
 
   A random start means here: noise is added to the image before the step, and
   the step takes the gradient at the image without noise, since that is the

@@ -95,7 +95,8 @@ class Staleness:
 
   def restore_snapshot(self, values: list[np.ndarray]) -> None:
     """Makes the next priming attack with these weights, once."""
-    self._restored = values
+    # A resumed run may save again before its first update.
+    self._restored = self.snapshot = values
     self._resumes = True
 
   def prime(self, run: Callable[[tf.Tensor], Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf import methods
+from conadv_tf.training import checkpoint
 from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
@@ -274,6 +275,24 @@ def test_resuming_at_3_equals_straight_to_6(
   offset = 32 * (3 - first.method.behind(3))
   second.fit(running.dataset(32, offset), steps_per_epoch=3, verbose=0)
   np.testing.assert_array_equal(running.values(second), _straight(name))
+
+
+@pytest.mark.parametrize('name', ['concurrent 1', 'recycled'])
+def test_a_resumed_run_may_save_again_before_its_first_update(
+    name: str) -> None:
+  # It does where an evaluation was left over: the second checkpoint must
+  # hold the weights that made what is held, as the first one did.
+  first = running.make(_RESUMED[name]())
+  first.fit(running.dataset(32), steps_per_epoch=3, verbose=0,
+            callbacks=[_Snapshot(2)])
+  saved = checkpoint.capture(first)
+  second = running.make(_RESUMED[name]())
+  checkpoint.restore(second, saved)
+  again = checkpoint.capture(second)
+  assert [n for n in again if n.startswith('snapshot/')]
+  assert again.keys() == saved.keys()
+  for key, value in saved.items():
+    np.testing.assert_array_equal(again[key], value)
 
 
 def test_resume_without_the_snapshot_would_differ() -> None:
