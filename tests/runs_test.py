@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from conadv_tf import config, runs
+from conadv_tf import config, exits, runs
 from conadv_tf.training import run_directory
 from tests import commands, events, tiny
 
@@ -248,3 +248,16 @@ def test_damaged_records_are_made_again(
     runs.run(tiny.load(_SETTINGS), str(copied), quiet=True)
   assert (copied / 'results.json').read_text() == expected
   assert sum('damaged' in r.getMessage() for r in caplog.records) >= 2
+
+
+def test_finite_weights_of_no_use_stop_a_run(
+    tmp_path: pathlib.Path) -> None:
+  # One finite update, after which nothing makes sense.
+  diverging = tiny.load(
+      'optimizer.name=sgd', 'schedule.name=constant',
+      'schedule.warmup_epochs=0', 'schedule.epochs=0.34',
+      'schedule.peak_lr=1e36')
+  with pytest.raises(exits.Diverged, match='validation loss is nan'):
+    runs.run(diverging, str(tmp_path), quiet=True)
+  assert not list((tmp_path / 'checkpoints').glob('step-*'))
+  assert not (tmp_path / 'metrics.jsonl').exists()

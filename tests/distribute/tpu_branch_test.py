@@ -89,7 +89,8 @@ def test_a_whole_experiment_traces(
 
   def execute(self: trainers.Trainer, iterator: Any) -> dict[str, float]:
     traced['update'] = self._loop.one.get_concrete_function(iterator)
-    traced['prime'] = self._loop.prime.get_concrete_function(iterator)
+    traced['prime'] = self._loop.prime.get_concrete_function(
+        iterator, tf.constant(0))
     return {'loss': 0.0}
 
   monkeypatch.setattr(trainers.Trainer, '_execute', execute)

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from tests import commands
-from tools import benchmark_placement as benchmark
+from tools import placement_times as benchmark
 from tools import slow_link
 from tools.scaling_worker import Work
 

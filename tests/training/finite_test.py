@@ -40,9 +40,10 @@ def test_finite_updates_are_not_counted() -> None:
 def test_means_leave_out_the_term_that_is_not_finite() -> None:
   shown = means.Means(tf.keras.optimizers.SGD(), skip_nonfinite=True)
   shown._by_name['other'] = tf.keras.metrics.Mean('other')
-  shown.add_terms({'loss': tf.constant(np.nan), 'other': tf.constant(2.0)},
-                  tf.constant(3.0))
-  shown.add_terms({'loss': tf.constant(1.0), 'other': tf.constant(4.0)},
-                  tf.constant(1.0))
+  three, one = tf.constant(3.0), tf.constant(1.0)
+  shown.add_terms({'loss': (tf.constant(np.nan), three),
+                   'other': (tf.constant(2.0), three)})
+  shown.add_terms({'loss': (tf.constant(1.0), one),
+                   'other': (tf.constant(4.0), one)})
   assert float(shown.loss.result()) == 1.0
   assert float(shown._by_name['other'].result()) == 2.5
