@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -153,7 +154,9 @@ def _run_two_updates(files: list[str], pairs: str, folder: pathlib.Path,
   assert described[0] == (
       f'data: synthetic, 16 training and 4 validation images {size}x{size}x3, '
       '3 classes')
-  assert described[2].startswith(f'method: {small.method.name}, lag ')
+  assert re.match(
+      f'method: {small.method.name}(, recycled adversaries)?'
+      '(, attacking every [0-9]+ batches)?, lag [0-9]; ', described[2])
   assert (results['step'], results['epoch']) == (2, 1.0)
   assert results['validation/examples'] == 4
   assert 0 < results['validation/loss'] < 1e4

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tools import benchmark_plan as plan
-from tools import benchmark_schedule
+from tools import benchmark_schedule, figures
 
 _DISADV = ("disadv_joined", "disadv_separate")
 _CONADV = ("conadv_joined", "conadv_separate")
@@ -77,18 +77,16 @@ class _Seconds:
     """The fastest of `above` over that of `below`, where both are there."""
     a, b = self.fastest(above), self.fastest(below)
     if a and b:
-      low, median, high = np.percentile(
-          self._rows[a] / self._rows[b], [25, 50, 75]).tolist()
+      low, median, high = figures.quartiles(self._rows[a] / self._rows[b])
       yield Line(f"{self.title}: {plan.ROWS[a]} / {plan.ROWS[b]}", limit,
                  at_least, median, (low, high))
 
   def lag_two(self, lag_one: str) -> Iterator[Line]:
     """Lag 2 over lag 1 and a copy of the weights."""
     if {"conadv_lag2", lag_one, "weight_copy"} <= set(self._rows):
-      low, median, high = np.percentile(
+      low, median, high = figures.quartiles(
           self._rows["conadv_lag2"]
-          / (self._rows[lag_one] + self._rows["weight_copy"]),
-          [25, 50, 75]).tolist()
+          / (self._rows[lag_one] + self._rows["weight_copy"]))
       yield Line(f"{self.title}: ConAdv, lag 2 / (lag 1 + a copy)", 1.0,
                  False, median, (low, high))
 

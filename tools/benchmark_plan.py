@@ -135,13 +135,11 @@ OTHERS = frozenset({
 _ONLY_SETTINGS = frozenset(
     row for row in _SETTINGS_ROWS if row.endswith(("_jit", "_bfloat16")))
 _QUICK_ROWS = {
-    SETTINGS: _SETTINGS_ROWS,
     THROUGHPUT: tuple(row for row in ROWS
                       if row not in _ONLY_SETTINGS and not row.endswith(
                           ("fraction_0.5", "fraction_0.6"))),
     LATENCY: ("vanilla", "disadv_joined", "disadv_separate", "conadv_separate",
               "recycled_separate"),
-    MICRO: REGIMES[MICRO].rows,
 }
 
 
@@ -191,8 +189,9 @@ def jobs(*, quick: bool, regimes: Sequence[str] = (),
   found = []
   for regime_name in _choose("regimes", regimes, REGIMES):
     regime = REGIMES[regime_name]
-    suitable = (_QUICK_ROWS[regime_name] if quick and not rows
-                else regime.rows)
+    suitable = regime.rows
+    if quick and not rows:
+      suitable = _QUICK_ROWS.get(regime_name, regime.rows)
     for model_name in _choose("models", models, known):
       model = known[model_name]
       usual = () if rows or suitable else model.rows

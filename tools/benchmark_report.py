@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tools import benchmark_acceptance, benchmark_schedule
+from tools import benchmark_acceptance, benchmark_schedule, figures
 from tools import benchmark_plan as plan
 
 _UNIT_PROCESSORS = (1, 2, 3, 4, 8, 16)
@@ -60,7 +60,8 @@ def summarise(rows: dict[str, dict[str, Any]],
     ratios = seconds / np.array(reference["seconds"])
     work_ratio = row["flops"] / reference["flops"]
     table[name] = {
-        **row, "quartiles": _quartiles(seconds), "ratio": _quartiles(ratios),
+        **row, "quartiles": figures.quartiles(seconds),
+        "ratio": figures.quartiles(ratios),
         "work_ratio": work_ratio,
         "ratio_to_flop_bound": (float(np.median(ratios)) / work_ratio
                                 if work_ratio else None)}
@@ -70,11 +71,6 @@ def summarise(rows: dict[str, dict[str, Any]],
       table[name]["bound_ratio"] = (
           float(np.median(seconds)) / bound if bound else None)
   return table
-
-
-def _quartiles(values: np.ndarray) -> list[float]:
-  """25 %, median, 75 %."""
-  return np.percentile(values, [25, 50, 75]).tolist()
 
 
 def in_passes() -> dict[str, dict[str, float]]:
@@ -99,12 +95,12 @@ def tables(found: dict[str, Any]) -> str:
     parts += _times(run)
   for model, rows in found["schedules"].items():
     parts += _schedules(model, rows)
-  parts += ["In F, for a network of many equal layers:", _table(
+  parts += ["In F, for a network of many equal layers:", figures.table(
       ["row", *(f"{count} processors" for count in _UNIT_PROCESSORS),
        "no limit"],
       [[plan.ROWS[method], *(f"{value:.2f}" for value in row.values())]
        for method, row in found["in_passes"].items()])]
-  parts.append(_table(["what", "limit", "measured", "met"], [
+  parts.append(figures.table(["what", "limit", "measured", "met"], [
       [line["what"],
        f"at {'least' if line['at_least'] else 'most'} {line['limit']:.2f}",
        f"{line['measured']:.3f}" + (
@@ -122,13 +118,13 @@ def _times(run: dict[str, Any]) -> list[str]:
     bound = row.get("bound")
     lines.append([
         plan.ROWS[name],
-        f"{_ms(median)} [{_ms(low)}, {_ms(high)}]",
+        f"{figures.ms(median)} [{figures.ms(low)}, {figures.ms(high)}]",
         "{1:.3f} [{0:.3f}, {2:.3f}]".format(*row["ratio"]),
         f"{row['flops'] / forward:.2f}", f"{row['work_ratio']:.3f}",
         _number(row["ratio_to_flop_bound"]),
         f"{row['chain_flops'] / forward:.2f}",
-        *([_ms(bound) if bound else "", _number(row.get("bound_ratio"))]
-          if _has_bounds(run) else []),
+        *([figures.ms(bound) if bound else "",
+           _number(row.get("bound_ratio"))] if _has_bounds(run) else []),
         *(_mib(row[key]) for key in (
             "peak_bytes", "held_bytes", "lagged_bytes"))])
   return [
@@ -138,11 +134,12 @@ def _times(run: dict[str, Any]) -> list[str]:
       + f", {run['intra_op']} threads an operation, {run['inter_op']} "
       f"operations at a time, {run['rounds']} rounds of {run['steps']} steps; "
       f"F is {forward / 1e9:.3f} GFLOP.",
-      _table(["row", "ms a step", "ratio to vanilla", "work, F", "work ratio",
-              "time ratio / work ratio", "longest chain, F",
-              *(["2-processor bound, ms", "time / bound"]
-                if _has_bounds(run) else []),
-              "peak MiB", "held MiB", "weight copies MiB"], lines)]
+      figures.table(
+          ["row", "ms a step", "ratio to vanilla", "work, F", "work ratio",
+           "time ratio / work ratio", "longest chain, F",
+           *(["2-processor bound, ms", "time / bound"]
+             if _has_bounds(run) else []),
+           "peak MiB", "held MiB", "weight copies MiB"], lines)]
 
 
 def _has_bounds(run: dict[str, Any]) -> bool:
@@ -158,8 +155,8 @@ def _schedules(model: str, rows: dict[str, dict[str, Any]]) -> list[str]:
   parts = [
       f"{model}: measured times of single operations on one thread, scheduled "
       "on each step's own graph, ms.",
-      _table([*head, "operations", "covered of a step"],
-             [[plan.ROWS[name], *map(_ms, spans[name]),
+      figures.table([*head, "operations", "covered of a step"],
+             [[plan.ROWS[name], *map(figures.ms, spans[name]),
                str(row["operations"]), f"{row['coverage']:.1%}"]
               for name, row in rows.items()])]
   forms = [name for name in ("disadv_joined", "disadv_separate")
@@ -168,20 +165,11 @@ def _schedules(model: str, rows: dict[str, dict[str, Any]]) -> list[str]:
     parts += [
         "The same as gains over " + " / over ".join(
             plan.ROWS[name] for name in forms) + ":",
-        _table(head, [[plan.ROWS[name], *(
+        figures.table(head, [[plan.ROWS[name], *(
             " / ".join(_number(spans[form][i] / span, 2) if span else ""
                        for form in forms)
             for i, span in enumerate(spans[name]))] for name in rows])]
   return parts
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _ms(seconds: float) -> str:
-  return f"{seconds * 1e3:,.{1 if seconds < 0.1 else 0}f}"
 
 
 def _mib(size: int | None) -> str:
@@ -195,4 +183,5 @@ def _number(value: float | None, digits: int = 3) -> str:
 def progress(measured: dict[str, Any]) -> str:
   """One line on what a process has measured."""
   row = measured["rows"][plan.REFERENCE]
-  return f"{_ms(statistics.median(row['seconds']))} ms a vanilla step"
+  median = statistics.median(row["seconds"])
+  return f"{figures.ms(median)} ms a vanilla step"

@@ -32,7 +32,7 @@ import numpy as np
 from conadv_tf import components
 from conadv_tf.analysis import cost_fit, cost_model
 from conadv_tf.config import InputError
-from tools import scaling_worker
+from tools import figures, scaling_worker
 from tools.scaling_clusters import Clusters
 from tools.scaling_worker import Work
 
@@ -137,11 +137,12 @@ def summarise(times: Times, reductions: dict[int, list[float]],
     rows.append({
         "row": row,
         "seconds": {c: float(np.median(seconds[c])) for c in COLUMNS},
-        "weak_efficiency": _spread(efficiency),
-        "strong_speedup": _spread(seconds["one"] / seconds["strong"]),
-        "weak_efficiency_of_keras": _spread(efficiency / keras_efficiency),
+        "weak_efficiency": figures.spread(efficiency),
+        "strong_speedup": figures.spread(seconds["one"] / seconds["strong"]),
+        "weak_efficiency_of_keras": figures.spread(
+            efficiency / keras_efficiency),
         "seconds_of_keras": {
-            c: _spread(seconds[c] / keras[c]) for c in ("one", "weak")},
+            c: figures.spread(seconds[c] / keras[c]) for c in ("one", "weak")},
         "predicted": _predict(seconds, gradient_bytes, network)})
   return {"network": {"all_reduce_seconds": dict(zip(sizes, medians)),
                       **dataclasses.asdict(network)}, "rows": rows}
@@ -161,11 +162,6 @@ def _predict(seconds: dict[str, np.ndarray], gradient_bytes: int,
   return {"weak": two.weak_seconds, "strong": two.strong_seconds,
           "slowdown": slowdown, "fixed_seconds": fixed_seconds,
           "all_reduce_seconds": two.all_reduce_seconds}
-
-
-def _spread(values: np.ndarray) -> dict[str, float]:
-  low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-  return {"low": low, "median": median, "high": high}
 
 
 def tables(report: dict[str, Any]) -> str:
@@ -189,25 +185,22 @@ def tables(report: dict[str, Any]) -> str:
   return "\n\n".join([
       f"{report['model']}, {report['batch_size']} examples a worker, "
       f"{report['rounds']} rounds of {report['steps']} steps.",
-      _table(["row", "1 worker", "2, weak", "2, strong", "weak efficiency",
-              "strong speedup", "weak efficiency / Keras's",
-              "step of 1 worker / Keras's", "step of 2, weak / Keras's"],
-             measured),
+      figures.table(
+          ["row", "1 worker", "2, weak", "2, strong", "weak efficiency",
+           "strong speedup", "weak efficiency / Keras's",
+           "step of 1 worker / Keras's", "step of 2, weak / Keras's"],
+          measured),
       f"An all-reduce alone: {alone}. Fitted: latency "
       f"{network['latency'] * 1e6:.0f} us, {_bandwidth(network)}; the "
       f"gradients' {report['gradient_bytes']:,} bytes "
       f"{_ms(report['rows'][0]['predicted']['all_reduce_seconds'])}.",
-      _table(["row", "slowdown", "fixed", "weak, predicted", "measured",
-              "ratio", "strong, predicted", "measured", "ratio"], predicted)])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+      figures.table(
+          ["row", "slowdown", "fixed", "weak, predicted", "measured", "ratio",
+           "strong, predicted", "measured", "ratio"], predicted)])
 
 
 def _ms(seconds: float) -> str:
-  return f"{seconds * 1e3:,.{1 if seconds < 0.1 else 0}f} ms"
+  return f"{figures.ms(seconds)} ms"
 
 
 def _bandwidth(network: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tools import figures
 from tools.scaling_worker import CONADV, Place, SPLIT, VANILLA, Work
 
 LOOPBACK = "loopback"
@@ -114,15 +115,10 @@ def summarise(times: Times) -> dict[str, Any]:
             if medians["vanilla"] > 0 else None)  # it was too fast to be seen
   return {
       "seconds": {n: float(np.median(v)) for n, v in arrays.items()},
-      "ratios": {f"{a} / {b}": _spread(arrays[a] / arrays[b])
+      "ratios": {f"{a} / {b}": figures.spread(arrays[a] / arrays[b])
                  for a, b in RATIOS},
-      "all_reduce_adds": {row: _spread(v) for row, v in added.items()},
+      "all_reduce_adds": {row: figures.spread(v) for row, v in added.items()},
       "hidden_share": hidden}
-
-
-def _spread(values: np.ndarray) -> dict[str, float]:
-  low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-  return {"low": low, "median": median, "high": high}
 
 
 def tables(report: dict[str, Any]) -> str:
@@ -132,16 +128,15 @@ def tables(report: dict[str, Any]) -> str:
       f"trains, {report['rounds']} rounds of {report['steps']} steps, "
       f"gradients of {report['gradient_bytes']:,} bytes; cores of 2 workers "
       f"{report['cores']['pair']}, of 3 {report['cores']['trio']}."]
-  for link, figures in report["links"].items():
-    lines = [f"| {link} | ratio |", "| --- | --- |"]
-    lines += [f"| {name} | {_quartiles(spread, 1)} |"
-              for name, spread in figures["ratios"].items()]
-    added, hidden = figures["all_reduce_adds"], figures["hidden_share"]
+  for link, found in report["links"].items():
+    ratios = [[name, _quartiles(spread, 1)]
+              for name, spread in found["ratios"].items()]
+    added, hidden = found["all_reduce_adds"], found["hidden_share"]
     share = ("not to be seen" if hidden is None
              else f"ConAdv hides {hidden:.0%} of it")
-    parts += ["\n".join(lines), "; ".join(
+    parts += [figures.table([link, "ratio"], ratios), "; ".join(
         f"{name} {seconds * 1e3:,.1f} ms"
-        for name, seconds in figures["seconds"].items()) + ".",
+        for name, seconds in found["seconds"].items()) + ".",
         "The all-reduce adds, in ms, to vanilla "
         f"{_quartiles(added['vanilla'], 1e3)}, to ConAdv "
         f"{_quartiles(added['together'], 1e3)}: {share}."]

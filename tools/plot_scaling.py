@@ -15,6 +15,7 @@ from absl import flags
 from conadv_tf import command_line
 from conadv_tf.analysis import cost_fit, cost_model
 from conadv_tf.analysis import published_times as published
+from tools import figures
 
 _OUTPUT = flags.DEFINE_string("output", None, "PNG file.", required=True)
 
@@ -68,11 +69,6 @@ def report() -> str:
       _table_of_fits(), _table_of_devices(machines)])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _table_of_points(machines: dict[str, cost_model.Machine]) -> str:
   rows = []
   for number, point in enumerate(published.POINTS):
@@ -93,7 +89,8 @@ def _table_of_points(machines: dict[str, cost_model.Machine]) -> str:
   head = ["source", "method", "batch", "cores", "printed", "ms a step"]
   for name in CORES.values():
     head += [f"{name}: ms", "ratio"]
-  return (_table(head, [*rows, rms]) + "\n\nRatios are predicted / published "
+  return (figures.table(head, [*rows, rms])
+          + "\n\nRatios are predicted / published "
           f"step times; * marks those off by more than a factor {OUTLIER}, "
           f"{_DENIED} points that others of the same table contradict.")
 
@@ -121,7 +118,7 @@ def _table_of_ratios(machines: dict[str, cost_model.Machine]) -> str:
     rows.append([name, number] + [
         f"{_throughput(above, *each) / _throughput(below, *each):.2f}"
         for each in machines.items()])
-  return _table(["throughput", "published", *CORES.values()], rows)
+  return figures.table(["throughput", "published", *CORES.values()], rows)
 
 
 def _throughput(run: cost_model.Run, cores: cost_model.Cores,
@@ -151,8 +148,9 @@ def _table_of_fits() -> str:
           name, label, f"{1e3 * machine.passes.fixed:.1f}",
           f"{1e3 * machine.passes.per_image:.3f}",
           f"{error(points, cores, machine):.3f}"])
-  return _table(["fitted to", "ConAdv's devices", "ms a pass",
-                 "ms an image and pass", "RMS of log ratios"], rows)
+  return figures.table(
+      ["fitted to", "ConAdv's devices", "ms a pass", "ms an image and pass",
+       "RMS of log ratios"], rows)
 
 
 def _table_of_devices(machines: dict[str, cost_model.Machine]) -> str:
@@ -164,7 +162,7 @@ def _table_of_devices(machines: dict[str, cost_model.Machine]) -> str:
           f"{float(f'{_throughput(run, *each):.3g}'):,g}"
           for run in _normal_runs(devices)))
     rows.append(row)
-  return (_table(["devices with 64 images each", *CORES.values()], rows)
+  return (figures.table(["devices with 64 images each", *CORES.values()], rows)
           + "\n\nImages/ms of vanilla / DisAdv / ConAdv, fitted to all points; "
           "ConAdv with double cores has as many devices again.")
 

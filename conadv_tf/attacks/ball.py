@@ -13,6 +13,12 @@ L2 = "l2"
 _TINY = 1e-12  # keeps x / |x| finite at 0
 
 
+def unit(pixel_range: tuple[float, float]) -> float:
+  """1/255 of the pixel range, in which radii and step sizes are given."""
+  low, high = pixel_range
+  return (high - low) / 255.0
+
+
 def l2_norm(x: tf.Tensor) -> tf.Tensor:
   """Per-example Euclidean norm, [b, 1, ...] so that it broadcasts."""
   axes = list(range(1, x.shape.rank))

@@ -35,7 +35,7 @@ def encode(attack: gradient.Pgd, adversarial: tf.Tensor, image: tf.Tensor,
   delta = adversarial - image
   if dtype(attack) == tf.int8:
     return tf.cast(tf.sign(delta), tf.int8)
-  share = delta / _radius(attack.radius, pixel_range)
+  share = delta / (attack.radius * ball.unit(pixel_range))
   return tf.cast(share * (_INSIDE if attack.norm == ball.L2 else 1.0),
                  tf.bfloat16)
 
@@ -60,15 +60,10 @@ def decode(attack: gradient.Pgd, code: tf.Tensor, image: tf.Tensor,
   size = attack.radius
   if dtype(attack) == tf.int8:
     size = min(size, attack.resolved_step_size)
-  delta = _radius(size, pixel_range) * tf.cast(code, tf.float32)
+  delta = size * ball.unit(pixel_range) * tf.cast(code, tf.float32)
   return tf.clip_by_value(image + delta, *pixel_range)
 
 
 def sign(code: tf.Tensor) -> tf.Tensor:
   """The perturbation's sign in every pixel, at full size, in the same form."""
   return tf.cast(tf.sign(tf.cast(code, tf.float32)), code.dtype)
-
-
-def _radius(radius: float, pixel_range: tuple[float, float]) -> float:
-  low, high = pixel_range
-  return radius * (high - low) / 255.0

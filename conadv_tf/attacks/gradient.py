@@ -123,7 +123,7 @@ class Pgd:
       float32 [b, ...].
     """
     low, high = pixel_range
-    unit = (high - low) / 255.0
+    unit = ball.unit(pixel_range)
     step_size = self.resolved_step_size * unit
     if self.direction == "raw":
       # d loss / d (x / width) = width * d loss / d x, for any pixel range.
@@ -144,7 +144,7 @@ class Pgd:
     probability = self.random_start or 0.0
     if probability == 0:
       return x
-    radius = self.radius * (pixel_range[1] - pixel_range[0]) / 255.0
+    radius = self.radius * ball.unit(pixel_range)
     noise = ball.random_point(randomness.fold(key, 0), x, radius, self.norm)
     if probability < 1:
       chosen = randomness.uniform(randomness.fold(key, 1), []) < probability

@@ -96,7 +96,6 @@ class Context:
   scale_loss: Any = lambda loss: loss
   unscale: Any = lambda gradients: gradients
 
-
   @property
   def ready(self) -> tf.Tensor | bool:
     """Whether something is held that this update may train on."""

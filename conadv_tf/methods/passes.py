@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from conadv_tf import randomness
-from conadv_tf.attacks import compact
+from conadv_tf.attacks import ball, compact
 from conadv_tf.layers import outputs as output_lib
 from conadv_tf.layers import routing
 from conadv_tf.methods import method
@@ -244,9 +244,8 @@ def perturbation_terms(ctx: method.Context, batch: method.Batch,
                        adversarial: Stream
                        ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
   """Mean sizes of a batch's perturbations, in 1/255 of the pixel range."""
-  low, high = ctx.pixel_range
   clean = as_float(batch.image[:adversarial.image.shape[0]])
-  delta = (adversarial.image - clean) * 255.0 / (high - low)
+  delta = (adversarial.image - clean) / ball.unit(ctx.pixel_range)
   axes = list(range(1, delta.shape.rank))
   count = tf.reduce_sum(adversarial.weight)
   return {

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from conadv_tf.distribute import strategies
@@ -22,17 +21,12 @@ class LaggedWeights:
     self.network = live.copy()
     self.sets: list[Sequence[tf.Variable]] = [self.network.variables]
     for age in range(copies - 1, 0, -1):
-      self.sets.append([
-          tf.Variable(v.read_value(), trainable=False, name=f"lagged_{age}",
-                      synchronization=v.synchronization,
-                      aggregation=v.aggregation)
-          for v in live.variables])
+      self.sets.append(_copies(live, f"lagged_{age}"))
 
   def reset(self, live: networks.Network) -> None:
     """Makes every set equal to the live weights, eagerly."""
     for variables in self.sets:
-      for target, source in zip(variables, live.variables):
-        target.assign(networks.read(source))
+      _assign(variables, live)
 
   def shift(self, live: networks.Network) -> None:
     """Drops the oldest set and takes in the live weights; in a replica."""
@@ -52,16 +46,11 @@ class AttackWeights:
 
   def __init__(self, live: networks.Network):
     """Creates one set under the current strategy's scope."""
-    self.variables = [
-        tf.Variable(v.read_value(), trainable=False, name="attack",
-                    synchronization=v.synchronization,
-                    aggregation=v.aggregation)
-        for v in live.variables]
+    self.variables = _copies(live, "attack")
 
-  def reset(self, values: Sequence[np.ndarray]) -> None:
-    """Takes in values, eagerly."""
-    for target, value in zip(self.variables, values, strict=True):
-      target.assign(value)
+  def reset(self, network: networks.Network) -> None:
+    """Takes in a network's values, eagerly."""
+    _assign(self.variables, network)
 
   def keep(self, network: networks.Network, attacked: tf.Tensor) -> None:
     """Takes in a network's values after an attack with it; in a replica."""
@@ -69,3 +58,17 @@ class AttackWeights:
       strategies.assign(self.variables, [
           tf.where(attacked, new.read_value(), old.read_value())
           for new, old in zip(network.variables, self.variables)])
+
+
+def _copies(network: networks.Network, name: str) -> list[tf.Variable]:
+  """One more set of a network's variables, under the strategy's scope."""
+  return [tf.Variable(v.read_value(), trainable=False, name=name,
+                      synchronization=v.synchronization,
+                      aggregation=v.aggregation)
+          for v in network.variables]
+
+
+def _assign(variables: Sequence[tf.Variable],
+            network: networks.Network) -> None:
+  for target, source in zip(variables, network.variables, strict=True):
+    target.assign(networks.read(source))

@@ -109,17 +109,18 @@ class Staleness:
       run: primes with the next batch, which is so many updates behind.
     """
     if self._held and not self._primed:
-      current = networks.values(self.attack_network.variables)
-      used = self._restored or current
-      step = int(networks.read(self._step))
-      behind = self._method.behind(step) if self._restored else 0
-      self.attack_network.assign(used)
+      behind, current = 0, []
+      if self._restored:
+        behind = self._method.behind(int(networks.read(self._step)))
+        current = networks.values(self.attack_network.variables)
+        self.attack_network.assign(self._restored)
       if self.attack_weights:
-        self.attack_weights.reset(used)
+        self.attack_weights.reset(self.attack_network)
       while behind >= 1 - self._method.lookahead:
         run(tf.constant(behind))
         behind -= 1
-      self.attack_network.assign(current)
+      if current:
+        self.attack_network.assign(current)
     self._restored, self._primed = [], True
 
   def execute(self, run: Callable[[int], Any], updates: int,
