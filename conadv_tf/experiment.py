@@ -272,6 +272,7 @@ def build(config: config_lib.ExperimentConfig,
           micro_batches=runtime.micro_batches,
           deterministic=runtime.deterministic,
           reduce_dtype=runtime.reduce_dtype,
+          reduce_pack_mib=runtime.reduce_pack_mib,
           bn_group_size=config.bn.group_size,
           skip_nonfinite=runtime.on_nan == "skip_step",
           training_pass=runtime.training_pass)

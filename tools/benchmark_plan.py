@@ -74,10 +74,12 @@ _MOST = (*_ALL, SETTINGS)
 _CORE = (
     "keras", "floor_vanilla", "vanilla", "disadv_joined", "disadv_separate",
     "conadv_joined", "conadv_separate", "recycled_lag0", "recycled_joined",
-    "recycled_separate", "conadv_fraction_0.2", "recycled_fraction_0.2")
+    "recycled_separate", "conadv_fraction_0.2_joined",
+    "conadv_fraction_0.2_separate", "recycled_fraction_0.2_joined",
+    "recycled_fraction_0.2_separate")
 _LARGE = _CORE + (
-    "floor_conadv", "conadv_lag2", "nsl", "disadv_shared", "nsl_random_start",
-    "disadv_shared_random_start", "sam", "weight_copy")
+    "floor_conadv", "conadv_lag2", "nsl", "recycled_shared", "disadv_shared",
+    "nsl_random_start", "disadv_shared_random_start", "sam", "weight_copy")
 MODELS = {
     "resnet20_b8": Model("resnet20", 32, 8, 11, 3, _BOTH, _CORE),
     "resnet20_b64": Model("resnet20", 32, 64, 9, 1, _MOST),
@@ -87,7 +89,7 @@ MODELS = {
 }
 QUICK = {"tiny_b8": Model("tiny", 8, 8, 2, 1, _MOST)}
 # Whose operations are timed for schedules, in the latency regime.
-SCHEDULED = ("resnet20_b64", "tiny_b8")
+SCHEDULED = ("resnet20_b8", "resnet20_b64", "resnet18_b16", "tiny_b8")
 # Processors that they are scheduled onto.
 PROCESSORS = (1, 2, 4, 8, 16)
 # Steps whose operations are timed.
@@ -108,14 +110,17 @@ ROWS = {
     "recycled_lag0": "recycled, lag 0",
     "recycled_joined": "recycled, concatenated",
     "recycled_separate": "recycled, separate passes",
-    "conadv_fraction_0.2": "ConAdv, fraction 0.2",
+    "conadv_fraction_0.2_joined": "ConAdv, fraction 0.2, concatenated",
+    "conadv_fraction_0.2_separate": "ConAdv, fraction 0.2, separate passes",
     "conadv_fraction_0.5": "ConAdv, fraction 0.5",
     "conadv_fraction_0.6": "ConAdv, fraction 0.6",
     "conadv_attack_every_4": "ConAdv, attacks every 4th batch",
-    "recycled_fraction_0.2": "recycled, fraction 0.2",
+    "recycled_fraction_0.2_joined": "recycled, fraction 0.2, concatenated",
+    "recycled_fraction_0.2_separate": "recycled, fraction 0.2, separate passes",
     "recycled_fraction_0.5": "recycled, fraction 0.5",
     "recycled_fraction_0.6": "recycled, fraction 0.6",
     "nsl": "NSL",
+    "recycled_shared": "recycled, lag 0, shared statistics",
     "disadv_shared": "DisAdv, shared statistics, no random start",
     "nsl_random_start": "NSL, random start",
     "disadv_shared_random_start": "DisAdv, shared statistics, random start",

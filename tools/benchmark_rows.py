@@ -107,10 +107,12 @@ def _fractions() -> dict[str, _Ours]:
   made = {}
   for name, method in (("conadv", ca.methods.ConAdv),
                        ("recycled", ca.methods.Recycled)):
-    for share in (0.2, 0.5, 0.6):
-      made[f"{name}_fraction_{share}"] = _Ours(
+    for share, form in ((0.2, "joined"), (0.2, "separate"), (0.5, None),
+                        (0.6, None)):
+      row_name = f"{name}_fraction_{share}" + (f"_{form}" if form else "")
+      made[row_name] = _Ours(
           lambda method=method, share=share: method(
-              adversarial_fraction=share))
+              adversarial_fraction=share), form)
   return made
 
 
@@ -132,6 +134,8 @@ OURS = {
     "conadv_jit": _Ours(ca.methods.ConAdv, jit_compile=True),
     "vanilla_bfloat16": _Ours(ca.methods.Vanilla),
     "conadv_bfloat16": _Ours(ca.methods.ConAdv),
+    "recycled_shared": _Ours(
+        lambda: ca.methods.Recycled(lag=0, bn_branches=1)),
     "disadv_shared": _Ours(
         lambda: ca.methods.DisAdv(bn_branches=1), attack=_FGSM),
     "disadv_shared_random_start": _Ours(

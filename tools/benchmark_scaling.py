@@ -19,7 +19,8 @@ Times of a round, in seconds a step:
 
 Weak efficiency is one / weak, strong speedup one / strong. From `one`, `half`,
 `beside` and all-reduces alone, measured in the same rounds, the cost model
-predicts `weak` and `strong`.
+predicts `weak` and `strong`. All-reduces of as many bytes as ResNet-50's
+gradients have, whole and in packs, say what `runtime.reduce_pack_mib` is worth.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ COLUMNS = ("one", "half", "beside", "weak", "strong")
 # Bytes, next to a message of the size of the gradients and a larger one.
 _SMALL = 4096
 _LARGER = 4  # times the gradients
+_RESNET50 = 102_228_128  # bytes of its gradients
+_PACKS_MIB = (0, 4, 8, 16, 32)
 
 Times = dict[str, dict[str, list[float]]]  # row, column, round
 
@@ -78,16 +81,22 @@ def run(settings: Settings) -> dict[str, object]:
   with contextlib.ExitStack() as stack:
     clusters = Clusters(settings.model, stack)
     gradient = clusters.gradient_bytes
-    times, reductions = measure(
-        clusters, settings, (_SMALL, gradient, _LARGER * gradient))
+    messages = [Work(scaling_worker.ALL_REDUCE, size)
+                for size in (_SMALL, gradient, _LARGER * gradient)]
+    packs = [Work(scaling_worker.ALL_REDUCE, _RESNET50, int(mib * 2**20))
+             for mib in _PACKS_MIB]
+    times, reductions = measure(clusters, settings, messages + packs)
+  alone = {work.size: reductions[work] for work in messages}
+  packed = dict(zip(_PACKS_MIB, (reductions[work] for work in packs)))
   return {**dataclasses.asdict(settings), "gradient_bytes": gradient,
-          "seconds": times, "all_reduce_seconds": reductions,
-          **summarise(times, reductions, gradient)}
+          "seconds": times, "all_reduce_seconds": alone,
+          "packed_seconds": packed, "packed": summarise_packs(packed),
+          **summarise(times, alone, gradient)}
 
 
-def measure(clusters: Clusters, settings: Settings, messages: Sequence[int]
-            ) -> tuple[Times, dict[int, list[float]]]:
-  """Seconds of each row and column, and of an all-reduce of each size."""
+def measure(clusters: Clusters, settings: Settings, messages: Sequence[Work]
+            ) -> tuple[Times, dict[Work, list[float]]]:
+  """Seconds of each row and column, and of an all-reduce of each kind."""
   batch, steps = settings.batch_size, settings.steps
   columns: dict[str, tuple[Callable[[Work, int], float], int]] = {
       "one": (clusters.single.seconds, batch),
@@ -96,7 +105,7 @@ def measure(clusters: Clusters, settings: Settings, messages: Sequence[int]
       "weak": (clusters.pair.seconds, batch),
       "strong": (clusters.pair.seconds, batch // 2)}
   times: Times = {row: {column: [] for column in COLUMNS} for row in ROWS}
-  reductions: dict[int, list[float]] = {size: [] for size in messages}
+  reductions: dict[Work, list[float]] = {work: [] for work in messages}
   for number in range(settings.rounds + 1):
     # There and back, so that a steady drift favours no column and no row.
     turn = -1 if number % 2 else 1
@@ -106,12 +115,23 @@ def measure(clusters: Clusters, settings: Settings, messages: Sequence[int]
         taken = seconds(Work(row, size), steps)
         if number:
           times[row][column].append(taken)
-    for size in messages[::turn]:
-      taken = clusters.pair.seconds(
-          Work(scaling_worker.ALL_REDUCE, size), steps)
+    for work in messages[::turn]:
+      taken = clusters.pair.seconds(work, steps)
       if number:
-        reductions[size].append(taken / scaling_worker.REDUCTIONS)
+        reductions[work].append(taken / work.reductions)
   return times, reductions
+
+
+def summarise_packs(packed: dict[int, list[float]]) -> list[dict[str, Any]]:
+  """Medians, and ratios to one message round by round with quartiles.
+
+  Args:
+    packed: seconds of an all-reduce by the MiB of its packs, 0 first.
+  """
+  whole = np.array(packed[0])
+  return [{"mib": mib, "seconds": float(np.median(seconds)),
+           "ratio": figures.spread(np.array(seconds) / whole)}
+          for mib, seconds in packed.items()]
 
 
 def summarise(times: Times, reductions: dict[int, list[float]],
@@ -196,7 +216,12 @@ def tables(report: dict[str, Any]) -> str:
       f"{_ms(report['rows'][0]['predicted']['all_reduce_seconds'])}.",
       figures.table(
           ["row", "slowdown", "fixed", "weak, predicted", "measured", "ratio",
-           "strong, predicted", "measured", "ratio"], predicted)])
+           "strong, predicted", "measured", "ratio"], predicted),
+      f"An all-reduce of {_RESNET50:,} bytes, ResNet-50's gradients:",
+      figures.table(["packs", "seconds", "ratio to one message"], [
+          [f"{row['mib']} MiB" if row["mib"] else "one message",
+           _ms(row["seconds"]), _quartiles(row["ratio"])]
+          for row in report["packed"]])])
 
 
 def _ms(seconds: float) -> str:

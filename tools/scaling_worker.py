@@ -17,8 +17,9 @@ import traceback
 KERAS, VANILLA, CONADV, DISADV = "Keras", "vanilla", "ConAdv", "DisAdv"
 SPLIT = "split"  # ConAdv, whose last worker only attacks, for all others
 ALL_REDUCE = "all-reduce"
-# All-reduces of one execution: so many that its own cost does not count.
-REDUCTIONS = 20
+# Bytes of all-reduces of one execution, so many that its own cost does not
+# count.
+_REDUCED = 20 * 2**22
 _CLASSES = 10
 
 
@@ -45,10 +46,17 @@ class Work:
     name: a row of the benchmark, or ALL_REDUCE.
     size: clean examples of a step of a worker that trains, or bytes of the
       message.
+    pack: bytes of a piece of the message; 0 means that it is one.
   """
 
   name: str
   size: int
+  pack: int = 0
+
+  @property
+  def reductions(self) -> int:
+    """All-reduces of one execution."""
+    return min(20, max(1, _REDUCED // self.size))
 
 
 def serve(pipe: connections.Connection, place: Place, model: str) -> None:
@@ -100,7 +108,7 @@ class _Worker:
     """
     if work not in self._steps:
       self._steps[work] = (
-          self._all_reduce(work.size) if work.name == ALL_REDUCE
+          self._all_reduce(work) if work.name == ALL_REDUCE
           else self._training(work))
     step = self._steps[work]
     _read(step())
@@ -141,15 +149,19 @@ class _Worker:
 
     return self._strategy.distribute_datasets_from_function(make)
 
-  def _all_reduce(self, size: int) -> Callable[[], dict]:
-    """REDUCTIONS all-reduces, one after the other."""
+  def _all_reduce(self, work: Work) -> Callable[[], dict]:
+    """All-reduces, one after the other."""
     import tensorflow as tf
+
+    from conadv_tf.training import reduction
 
     def reduce() -> tf.Tensor:
       replica = tf.distribute.get_replica_context()
-      value = tf.ones([size // 4])  # float32
-      for _ in range(REDUCTIONS):
-        value = replica.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+      value = tf.ones([work.size // 4])  # float32
+      for _ in range(work.reductions):
+        value = reduction.in_packs(
+            value, work.pack, lambda pack: replica.all_reduce(
+                tf.distribute.ReduceOp.MEAN, pack))
       return value[0]
 
     def step() -> dict[str, tf.Tensor]:

@@ -73,6 +73,7 @@ _RANGES = {
     'runtime.num_replicas': _AT_LEAST_1,
     'runtime.micro_batches': _AT_LEAST_1,
     'runtime.attack_replicas': _AT_LEAST_1,
+    'runtime.reduce_pack_mib': _NOT_NEGATIVE,
     'runtime.stall_seconds': _POSITIVE,
     'data.input_shards': _AT_LEAST_1,
     'runtime.steps_per_execution': _AT_LEAST_1,

@@ -163,9 +163,10 @@ class RuntimeConfig(base_config.Config):
   """Where and how it runs; changes no result beyond rounding.
 
   Null `num_replicas` takes every device (of CPUs, one a process), null
-  `stall_seconds` waits for ever. `placement: split` makes adversaries on
+  `stall_seconds` waits for ever, null `training_pass` is the method's own. `placement: split` makes adversaries on
   `attack_replicas` of the replicas, which do not train. `on_nan: skip_step`
-  leaves the weights as they are where an update is not finite.
+  leaves the weights as they are where an update is not finite. Replicas sum
+  their gradients in pieces of `reduce_pack_mib` MiB, 0: in one.
   """
   strategy: Literal[
       'one_device', 'mirrored', 'multi_worker_mirrored', 'tpu'] = 'one_device'
@@ -174,9 +175,10 @@ class RuntimeConfig(base_config.Config):
   micro_batches: int = 1
   precision: Literal['float32', 'mixed_bfloat16', 'mixed_float16'] = 'float32'
   reduce_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+  reduce_pack_mib: float = 32.0
   deterministic: bool = False
   jit_compile: bool = False
-  training_pass: Literal['joined', 'separate'] = 'joined'
+  training_pass: Literal['joined', 'separate'] | None = None
   placement: Literal['together', 'split'] = 'together'
   attack_replicas: int = 1
   steps_per_execution: int = 1

@@ -232,6 +232,12 @@ class Network(tf.Module):
     return frozenset(called)
 
   @property
+  def exchanges_statistics(self) -> bool:
+    """Whether replicas share batch statistics in TRAIN."""
+    return self.group_size != 1 or any(
+        getattr(layer, "synchronized", False) for layer in self.layers)
+
+  @property
   def trainable_variables(self) -> list[tf.Variable]:
     """The model's, then gamma and beta of the other branches."""
     return self.model.trainable_variables + self._extra_trainable

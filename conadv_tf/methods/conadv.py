@@ -90,6 +90,8 @@ class ConAdv(adversarial.AdversarialMethod):
     self.lookahead = int(
         lag >= 1 and execution == CONCURRENT and not self.lookback)
     self.lagged_copies = lag - self.lookahead - self.lookback
+    # Both executions of a lag alike: else they would differ by rounding.
+    self.training_pass = "joined" if lag else "separate"
     if self.lookahead or self.lookback:
       self.longest_chain = 2.0
 

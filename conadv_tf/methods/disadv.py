@@ -17,6 +17,8 @@ class DisAdv(adversarial.AdversarialMethod):
   training on the doubled batch.
   """
 
+  training_pass = "separate"
+
   def step(self, ctx: method.Context, batch: method.Batch,
            held: Any) -> method.StepResult:
     """x_hat(theta_t), then the gradient of equation 4 at theta_t."""

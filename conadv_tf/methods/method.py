@@ -117,6 +117,9 @@ class Method:
     longest_chain: passes F of a step that must run one after another.
     attacks: whether it makes adversarial images.
     augments: whether it trains on `Batch.augmented` as well.
+    training_pass: whether clean and adversarial rows usually go through the
+      network "joined" or "separate", side by side: what is faster on CPUs
+      (docs/performance.md).
     terms: names of what `StepResult.terms` holds.
   """
 
@@ -130,6 +133,7 @@ class Method:
   longest_chain: float = 2.0
   attacks: bool = False
   augments: bool = False
+  training_pass: str = "joined"
   terms: tuple[str, ...] = ("loss", "clean_loss")
 
   def segments(self, rows: int) -> routing.Segments:

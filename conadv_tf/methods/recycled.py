@@ -51,9 +51,15 @@ class Recycled(adversarial.AdversarialMethod):
   the step takes the gradient at the image without noise, since that is the
   gradient there is. It does not mean the attack of ConAdv's section 4.1.
 
-  Deviation: the first update of lag 1 has no adversary: the clean loss
-  counts in full and the auxiliary statistics stay as they are.
+  Deviations: the first update of lag 1 has no adversary: the clean loss
+  counts in full and the auxiliary statistics stay as they are. With
+  `bn_branches=1`, at lag 0 alone, gamma, beta and moving statistics are
+  shared, but the clean pass comes before there are adversarial rows: each
+  pass is normalised by its own rows, and the moving statistics take the mean
+  of both, as of any layer that is called twice.
   """
+
+  training_pass = "separate"
 
   def __init__(self, lag: int = 1, **options: Any):
     """Makes the method.
@@ -68,10 +74,11 @@ class Recycled(adversarial.AdversarialMethod):
     super().__init__(**options)
     if lag not in (0, 1):
       raise ValueError(f"recycled adversaries have lag 0 or 1, got {lag}")
-    if self.bn_branches == 1:
+    if self.bn_branches == 1 and lag:
       raise ValueError(
-          "recycled adversaries need bn_branches=2 or 3: with shared "
-          "statistics the gradient of clean images depends on the others")
+          f"recycled adversaries of lag {lag} need bn_branches=2 or 3: with "
+          "shared statistics the gradient of clean images depends on the "
+          "others")
     if self.attack_every > 1:
       raise ValueError("recycled adversaries cost no attack: attack_every has "
                        f"nothing to leave out, got {self.attack_every}")
@@ -81,6 +88,13 @@ class Recycled(adversarial.AdversarialMethod):
     self.lag = self.lookback = lag
     self.passes_per_step = 3.0 * (1 + self.augments + self.adversarial_fraction)
     self.longest_chain = 2.0 if lag else 4.0
+
+  def segments(self, rows: int) -> routing.Segments:
+    """As of any adversarial method; each pass has a segment of its own."""
+    if self.bn_branches == 1:
+      return ((routing.CLEAN, rows),
+              (routing.CLEAN, self.adversarial_rows(rows)))
+    return super().segments(rows)
 
   def default_attack(self, attack: gradient_attacks.Pgd
                      ) -> gradient_attacks.Pgd:
@@ -135,9 +149,11 @@ class Recycled(adversarial.AdversarialMethod):
     second = passes.train(ctx, streams[-1:], segments[-1:],
                           regularisation=copies / total)
     (loss, count), (more, _) = first.terms["loss"], second.terms["loss"]
+    statistics = (
+        (first.statistics + second.statistics) / 2.0 if self.bn_branches == 1
+        else tf.concat([first.statistics, second.statistics], axis=0))
     return self.result(ctx, batch, attacked, streams, passes.Pass(
-        [a + b for a, b in zip(first.gradients, second.gradients)],
-        tf.concat([first.statistics, second.statistics], axis=0),
+        [a + b for a, b in zip(first.gradients, second.gradients)], statistics,
         {**first.terms, **second.terms, "loss": (loss + more, count)},
         first.outputs, ()))
 

@@ -33,16 +33,29 @@ class Parts:
         for field in dataclasses.fields(self)))
 
 
-def check_training_pass(training_pass: str, bn_group_size: int) -> None:
-  """Raises ValueError where clean and adversarial rows cannot be parted."""
-  if training_pass not in ("joined", "separate"):
+def choose_training_pass(asked: str | None, usual: str,
+                         exchanges_statistics: bool) -> str:
+  """What is asked for, or the usual one where that is possible.
+
+  Args:
+    asked: "joined", "separate" or None.
+    usual: of the method.
+    exchanges_statistics: whether replicas share batch statistics.
+
+  Raises:
+    ValueError: where clean and adversarial rows cannot be parted.
+  """
+  if asked is None:
+    return "joined" if exchanges_statistics else usual
+  if asked not in ("joined", "separate"):
     raise ValueError('training_pass must be "joined" or "separate", got '
-                     f"{training_pass!r}")
-  if training_pass == "separate" and bn_group_size != 1:
+                     f"{asked!r}")
+  if asked == "separate" and exchanges_statistics:
     raise ValueError(
-        "training_pass=separate excludes groups of replicas in batch "
-        "normalisation (bn.group_size): passes side by side have no order in "
-        "which to exchange statistics")
+        "training_pass=separate excludes replicas that share batch statistics "
+        "(bn.group_size, synchronized batch normalisation): passes side by "
+        "side have no order in which to exchange them")
+  return asked
 
 
 class Loop:

@@ -51,9 +51,10 @@ class Trainer(split_model.SplitModel):
                attack: gradient_attacks.Pgd | None = None, *,
                pixel_range: tuple[float, float] = (0.0, 1.0), seed: int = 0,
                micro_batches: int = 1, deterministic: bool = False,
-               reduce_dtype: str = "float32", bn_group_size: int = 1,
+               reduce_dtype: str = "float32", reduce_pack_mib: float = 32.0,
+               bn_group_size: int = 1,
                skip_nonfinite: bool = False,
-               training_pass: str = "joined", name: str = "trainer"):
+               training_pass: str | None = None, name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
     Args:
@@ -68,12 +69,14 @@ class Trainer(split_model.SplitModel):
       deterministic: sums over virtual replicas in float64, so that
         arrangements with the same number of them agree bit for bit.
       reduce_dtype: of gradients on their way between replicas.
+      reduce_pack_mib: MiB that replicas sum at a time; 0 means everything.
       bn_group_size: neighbouring replicas that share batch statistics in
         training (never in attacks); 0 means all.
       skip_nonfinite: whether an update whose gradients are not finite
         leaves the weights as they are.
       training_pass: whether clean and adversarial rows go through the
         network "joined", or "separate", side by side; the same but rounding.
+        None means the method's usual one.
       name: of the Keras model.
 
     Raises:
@@ -86,8 +89,10 @@ class Trainer(split_model.SplitModel):
     if micro_batches < 1:
       raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")
     method = method or vanilla.Vanilla()
-    loop.check_training_pass(training_pass, bn_group_size)
     super().__init__(model, method.branches, name, bn_group_size)
+    self.training_pass = loop.choose_training_pass(
+        training_pass, method.training_pass,
+        self.network.exchanges_statistics)
     self.method = method
     self.attack = method.default_attack(attack or gradient_attacks.Pgd())
     self.pixel_range = (float(low), float(high))
@@ -95,7 +100,7 @@ class Trainer(split_model.SplitModel):
     self.micro_batches = micro_batches
     self.deterministic = deterministic
     self.reduce_dtype = reduce_dtype
-    self.training_pass = training_pass
+    self.reduce_pack_mib = reduce_pack_mib
     with self.distribute_strategy.scope():
       self.step_counter = strategies.counter("step")
       self.staleness = staleness.Staleness(
@@ -307,7 +312,7 @@ class Trainer(split_model.SplitModel):
     shapes = [v.shape for v in self.network.trainable_variables]
     self._packing = reduction.Packing(
         shapes, self.network.statistics_size(segments), self.deterministic,
-        self.reduce_dtype)
+        self.reduce_dtype, self.reduce_pack_mib)
     with self.distribute_strategy.scope():
       if not self.compiled_metrics.built:  # else the first trace makes them
         self.compiled_metrics.build(

@@ -97,7 +97,7 @@ def test_recycled_refuses_attacks_that_need_a_pass(
 
 @pytest.mark.parametrize('make, word', [
     (lambda: methods.Recycled(lag=2), 'lag 0 or 1, got 2'),
-    (lambda: methods.Recycled(bn_branches=1), 'bn_branches=2'),
+    (lambda: methods.Recycled(bn_branches=1), 'lag 1 need bn_branches=2'),
     (lambda: methods.Recycled(adversarial_weight=1.0), 'adversarial_weight'),
     (lambda: ConAdv(lag=0, pairing='next_batch'), 'lag >= 1'),
     (lambda: ConAdv(pairing='later'), "got 'later'")])
@@ -140,12 +140,37 @@ def test_separate_passes_change_nothing_but_rounding(name: str) -> None:
   assert running.distance(joined, separate) < 1e-5
 
 
+@pytest.mark.parametrize('method, usual', [
+    (methods.DisAdv(), 'separate'), (ConAdv(lag=0), 'separate'),
+    (ConAdv(), 'joined'), (ConAdv(execution='sequential'), 'joined'),
+    (methods.Recycled(), 'separate')])
+def test_the_usual_training_pass(method: Any, usual: str) -> None:
+  def chosen(**options: Any) -> str:
+    return running.make(method, options=options).training_pass
+
+  assert chosen() == usual
+  assert chosen(bn_group_size=0) == 'joined'
+  assert chosen(training_pass='joined') == 'joined'
+
+
 def test_the_training_pass_is_checked() -> None:
   with pytest.raises(ValueError, match="got 'parted'"):
     running.make(ConAdv(), options={'training_pass': 'parted'})
   with pytest.raises(ValueError, match='bn.group_size'):
     running.make(ConAdv(), options={'training_pass': 'separate',
                                     'bn_group_size': 0})
+
+  def synchronised() -> tf.keras.Model:
+    return tf.keras.Sequential([
+        tf.keras.layers.Dense(4, input_shape=(8, 8, 3)),
+        tf.keras.layers.BatchNormalization(synchronized=True),
+        tf.keras.layers.Flatten(), tf.keras.layers.Dense(5)])
+
+  assert running.make(
+      methods.DisAdv(), model=synchronised).training_pass == 'joined'
+  with pytest.raises(ValueError, match='synchronized'):
+    running.make(methods.DisAdv(), model=synchronised,
+                 options={'training_pass': 'separate'})
 
 
 # ---- Attacks every few batches.

@@ -25,6 +25,7 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'conadv every 3': lambda: methods.ConAdv(attack_every=3),
     'recycled': methods.Recycled,
     'recycled lag 0': lambda: methods.Recycled(lag=0),
+    'recycled shared': lambda: methods.Recycled(lag=0, bn_branches=1),
 }
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 _random = np.random.default_rng(0)

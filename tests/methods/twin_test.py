@@ -181,6 +181,16 @@ def test_next_batch_and_recycled_with_three_streams(number: int) -> None:
            adversarial_weight=1 / 3, **expected)
 
 
+@pytest.mark.parametrize('fraction', [0.5, 1.0])
+@pytest.mark.parametrize('optimizer', ['sgd', 'lars'])
+def test_recycled_with_shared_statistics(optimizer: str,
+                                         fraction: float) -> None:
+  _compare(
+      methods.Recycled(lag=0, bn_branches=1, adversarial_fraction=fraction),
+      optimizer, True, kind=reference.NextBatchTwin, recycled=True, lag=0,
+      shared=True, fraction=fraction)
+
+
 @pytest.mark.parametrize('make, options', [
     (methods.DisAdv, dict(lag=0)), (methods.ConAdv, dict(lag=1)),
     (lambda: methods.ConAdv(bn_branches=1), dict(lag=1, shared=True)),

@@ -187,7 +187,9 @@ class NextBatchTwin(Twin):
 
   Attributes:
     recycled: the adversary comes from the clean rows of the training pass,
-      not from an attack; with lag 0 it is trained on in the same update.
+      not from an attack; with lag 0 it is trained on in the same update, and
+      `shared` normalises its rows on their own, with the clean branch's
+      variables, whose moving statistics take the mean of both.
   """
 
   recycled: bool = False
@@ -228,7 +230,9 @@ class NextBatchTwin(Twin):
       more, _, own = gradients(
           self.weights, *trained,
           np.full(copies, self.adversarial_weight / copies),
-          [(ADVERSARIAL, copies)], self.normalise)
+          [(CLEAN if self.shared else ADVERSARIAL, copies)], self.normalise)
       changes = {name: g + more[name] for name, g in changes.items()}
-      statistics.update(own)
+      for name, value in own.items():
+        statistics[name] = (
+            (statistics[name] + value) / 2 if self.shared else value)
     self._apply(changes, statistics)

@@ -65,10 +65,15 @@ def test_tables_hold_every_row() -> None:
                  vanilla=(1.5, 0.8, 1.5, 1.6, 0.9))
   text = scaling.tables({
       'model': 'resnet8', 'batch_size': 8, 'rounds': 2, 'steps': 1,
-      'gradient_bytes': 8000, **scaling.summarise(times, _REDUCTIONS, 8000)})
+      'gradient_bytes': 8000, **scaling.summarise(times, _REDUCTIONS, 8000),
+      'packed': scaling.summarise_packs(
+          {0: [0.5, 0.6, 0.8], 16: [0.3, 0.3, 0.2]})})
   lines = text.splitlines()
   tables = [line.count('|') for line in lines if line.startswith('|')]
-  assert tables == [10] * 8
+  assert tables == [10] * 8 + [4] * 4
+  # 0.6, 0.5, 0.25 of one message.
+  assert '| 16 MiB | 300 ms | 0.500 [0.375, 0.550] |' in text
+  assert '| one message | 600 ms | 1.000 [1.000, 1.000] |' in text
   assert ('| Keras | 100 ms | 125 ms | 80.0 ms | 0.800 [0.800, 0.800] '
           '| 1.250 [1.250, 1.250] ') in text
   assert '| vanilla | 1,500 ms | 1,600 ms | 900 ms | 0.938 ' in text
@@ -94,18 +99,22 @@ class _Recorder:
 
 def test_a_round_measures_everything_there_and_back() -> None:
   recorder = _Recorder()
+  small, large = (scaling_worker.Work('all-reduce', size)
+                  for size in (40, 10 * 2**22))
   times, reductions = scaling.measure(
-      recorder, scaling.Settings('resnet8', 8, rounds=1, steps=3), (40, 80))
+      recorder, scaling.Settings('resnet8', 8, rounds=1, steps=3),
+      (small, large))
   warm_up, measured = recorder.calls[:22], recorder.calls[22:]
   assert warm_up[:4] == [('1', row, 8, 3) for row in scaling.ROWS]
   assert [call[0::2] for call in warm_up[::4]] == [
       ('1', 8), ('1', 4), ('1+1', 8), ('2', 8), ('2', 4), ('2', 40)]
   assert measured[:20] == warm_up[:20][::-1]
-  assert measured[20:] == [('2', 'all-reduce', 80, 3),
+  assert measured[20:] == [('2', 'all-reduce', 10 * 2**22, 3),
                            ('2', 'all-reduce', 40, 3)]
   assert times['DisAdv'] == {'strong': [23.], 'weak': [27.], 'beside': [31.],
                              'half': [35.], 'one': [39.]}
-  assert reductions == {80: [43 / 20], 40: [44 / 20]}
+  # 20 small ones an execution, or as many as move 80 MiB.
+  assert reductions == {large: [43 / 2], small: [44 / 20]}
 
 
 @pytest.mark.parametrize('settings, message', [
@@ -160,5 +169,6 @@ def test_quick(tmp_path: pathlib.Path) -> None:
   assert times.shape == (4, 5, 2) and (times > 0).all()
   assert list(report['network']['all_reduce_seconds']) == [
       '4096', '301160', '1204640']
+  assert [row['mib'] for row in report['packed']] == [0, 4, 8, 16, 32]
   for row in scaling.ROWS:
     assert finished.out.count(f'| {row} |') == 2

@@ -38,11 +38,12 @@ def _lines(*runs: dict[str, Any],
 def test_everything_by_default() -> None:
   jobs = benchmark_plan.jobs(quick=False)
   titles = [job.title for job in jobs]
-  assert len(set(titles)) == len(jobs) == 11
+  assert len(set(titles)) == len(jobs) == 13
   assert titles[-3:] == ['micro, resnet20_b64', 'micro, resnet20_b256',
                          'settings, resnet20_b64']
   assert [job.title for job in jobs if job.traces] == [
-      'operations, latency, resnet20_b64']
+      f'operations, latency, {model}' for model in (
+          'resnet20_b8', 'resnet20_b64', 'resnet18_b16')]
   for job in jobs:
     model, regime = job.model, job.regime
     assert model.batch_size % regime.micro_batches == 0
@@ -50,10 +51,10 @@ def test_everything_by_default() -> None:
     if job.regime_name in ('micro', 'settings'):
       assert set(job.rows) == set(regime.rows)
   rows = {job.title: len(job.rows) for job in jobs}
-  assert rows['latency, resnet20_b64'] == 26
-  assert rows['operations, latency, resnet20_b64'] == 12
-  assert rows['throughput, resnet18_b16'] == 12
-  assert rows['throughput, resnet20_b256'] == 20
+  assert rows['latency, resnet20_b64'] == 29
+  assert rows['operations, latency, resnet20_b64'] == 14
+  assert rows['throughput, resnet18_b16'] == 14
+  assert rows['throughput, resnet20_b256'] == 23
   assert set(benchmark_plan.ROWS) == (
       set(benchmark_rows.OURS) | set(benchmark_peers.PEERS))
   assert benchmark_plan.OTHERS == set(benchmark_peers.PEERS)

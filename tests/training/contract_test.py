@@ -14,7 +14,8 @@ from tests.methods import running
 
 # `make test-all` does not leave any out.
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams',
-         'conadv next batch', 'conadv every 3', 'recycled lag 0')
+         'conadv next batch', 'conadv every 3', 'recycled lag 0',
+         'recycled shared')
 _MOST = pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
     for name in sorted(running.METHODS)])

@@ -91,6 +91,41 @@ def test_gradients_travel_in_the_reduce_dtype_and_nothing_else_does(
   assert (narrow[0][:11] != exact[0][:11]).any()
 
 
+def _messages(packing: reduction.Packing,
+              strategy: tf.distribute.Strategy) -> tuple[np.ndarray, int]:
+  """A sum of what differs by replica, and its collectives in a replica."""
+  vectors = tf.stack([_total(packing, [part]) for part in _parts(2)])
+
+  @tf.function
+  def replica_sum() -> tf.Tensor:
+    index = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return packing.all_reduce(vectors[index])
+
+  step = tf.function(lambda: strategy.run(replica_sum))
+  nodes = [node.op for function in step.get_concrete_function(
+  ).graph.as_graph_def().library.function for node in function.node_def]
+  total = strategy.experimental_local_results(step())[0].numpy()
+  return total, nodes.count('CollectiveReduceV2') // 2
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_packs_change_no_sum(deterministic: bool,
+                             mirrored: tf.distribute.Strategy) -> None:
+  # 17 values: packs of 5 of them are four messages.
+  value = 8 if deterministic else 4
+  one, packs, whole = (
+      _messages(reduction.Packing(_SHAPES, 5, deterministic, pack_mib=mib),
+                mirrored) for mib in (0, 5 * value / 2**20, 17 * value / 2**20))
+  assert (one[1], packs[1], whole[1]) == (1, 4, 1)
+  np.testing.assert_array_equal(packs[0], one[0])
+  np.testing.assert_array_equal(whole[0], one[0])
+
+
+def test_a_negative_pack_is_refused() -> None:
+  with pytest.raises(ValueError, match='reduce_pack_mib must be >= 0, got -1'):
+    reduction.Packing(_SHAPES, 5, False, pack_mib=-1)
+
+
 def test_a_narrow_dtype_excludes_deterministic_sums() -> None:
   with pytest.raises(ValueError, match='bfloat16 excludes deterministic'):
     reduction.Packing(_SHAPES, 5, True, 'bfloat16')
