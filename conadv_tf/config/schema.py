@@ -163,10 +163,11 @@ class RuntimeConfig(base_config.Config):
   """Where and how it runs; changes no result beyond rounding.
 
   Null `num_replicas` takes every device (of CPUs, one a process), null
-  `stall_seconds` waits for ever, null `training_pass` is the method's own. `placement: split` makes adversaries on
-  `attack_replicas` of the replicas, which do not train. `on_nan: skip_step`
-  leaves the weights as they are where an update is not finite. Replicas sum
-  their gradients in pieces of `reduce_pack_mib` MiB, 0: in one.
+  `stall_seconds` waits for ever, null `training_pass` is the method's own.
+  `placement: split` makes adversaries on `attack_replicas` of the replicas,
+  which do not train. `on_nan: skip_step` leaves the weights as they are where
+  an update is not finite. Replicas sum their gradients in pieces of
+  `reduce_pack_mib` MiB, 0: in one.
   """
   strategy: Literal[
       'one_device', 'mirrored', 'multi_worker_mirrored', 'tpu'] = 'one_device'
