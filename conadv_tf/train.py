@@ -44,7 +44,12 @@ _QUIET = flags.DEFINE_bool("quiet", False, "Print warnings and errors only.")
 
 def _machines() -> "strategies.Machines":
   """What the flags and TF_CONFIG say."""
+  from conadv_tf.config import InputError
   from conadv_tf.distribute import cluster, strategies  # noqa: F811
+  for flag in (_TPU_ZONE, _TPU_PROJECT):
+    if flag.value and _TPU.value in (None, "local"):
+      raise InputError(f"--{flag.name}={flag.value} is of a named TPU; add "
+                       "--tpu=NAME, or leave it out")
   if _WORKER_HOSTS.value or _TASK_INDEX.value is not None:
     workers = cluster.from_flags(_WORKER_HOSTS.value, _TASK_INDEX.value)
   else:

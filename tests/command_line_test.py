@@ -122,6 +122,16 @@ def test_arguments(tmp_path: pathlib.Path) -> None:
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('flags', [
+    ['--tpu_zone=z'], ['--tpu_project=p', '--tpu=local']])
+def test_flags_of_a_named_tpu_need_its_name(
+    tmp_path: pathlib.Path, flags: list[str]) -> None:
+  refusal = commands.run(
+      _TRAIN, _TINY, f'--model_dir={tmp_path}/run', *flags).refusal()
+  assert 'is of a named TPU; add --tpu=NAME' in refusal
+  assert not (tmp_path / 'run').exists()
+
+
 def test_describe_writes_nothing(tmp_path: pathlib.Path) -> None:
   described = commands.run(
       _TRAIN, _TINY, f'--model_dir={tmp_path / "run"}', '--mode=describe',
