@@ -54,9 +54,16 @@ def small_network(dropout: float = 0.3, normalise: bool = True,
 def dataset(batch_size: int, offset: int = 0,
             method: methods_base.Method | None = None) -> tf.data.Dataset:
   """The images over and over, from batch to batch without a gap."""
-  data = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
+  data = untuned(tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)))
   data = data.repeat().skip(offset).batch(batch_size, drop_remainder=True)
   return with_views(data, method) if method else data
+
+
+def untuned(data: tf.data.Dataset) -> tf.data.Dataset:
+  """Without a thread that tunes it, for which a test's end would wait."""
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  return data.with_options(options)
 
 
 def with_views(data: tf.data.Dataset, method: methods_base.Method

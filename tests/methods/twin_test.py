@@ -86,9 +86,9 @@ def _compare(method: Any, optimizer: str, normalise: bool, *,
       training_pass=training_pass)
   trainer.compile(_OPTIMIZERS[optimizer][0](), running.LOSS)
   augmented = _IMAGES[..., ::-1, :]
-  data = tf.data.Dataset.from_tensor_slices((
+  data = running.untuned(tf.data.Dataset.from_tensor_slices((
       {'image': _IMAGES, 'augmented': augmented} if method.augments
-      else _IMAGES, _LABELS)).batch(_ROWS, drop_remainder=True).repeat()
+      else _IMAGES, _LABELS))).batch(_ROWS, drop_remainder=True).repeat()
   trainer.fit(data, steps_per_epoch=_UPDATES, epochs=1, verbose=0)
   start = {name: w.copy() for name, w in twin.weights.items()}
   for t in range(_UPDATES):

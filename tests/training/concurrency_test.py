@@ -7,6 +7,7 @@ import tensorflow as tf
 from conadv_tf import attacks, methods
 from conadv_tf.methods import method as method_lib
 from conadv_tf.training import trainer as trainers
+from tests.methods import running
 
 
 def _model() -> tf.keras.Model:
@@ -24,8 +25,8 @@ def _step_graph(method: method_lib.Method,
                              training_pass=training_pass)
   trainer.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(
       from_logits=True))
-  data = tf.data.Dataset.from_tensors(
-      (np.zeros((4, 6, 6, 3), np.float32), np.zeros(4, np.int32))).repeat()
+  data = running.untuned(tf.data.Dataset.from_tensors(
+      (np.zeros((4, 6, 6, 3), np.float32), np.zeros(4, np.int32)))).repeat()
   trainer.fit(data, steps_per_epoch=1, verbose=0)
   return trainer._loop.one.get_concrete_function(iter(data)).graph
 

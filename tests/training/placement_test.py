@@ -42,15 +42,7 @@ def _make(strategy: tf.distribute.Strategy, method: methods.ConAdv,
 def _fit(trainer: trainers.Trainer, updates: int = 4
          ) -> dict[str, list[float]]:
   data = running.dataset(32 // trainer.micro_batches)
-  return trainer.fit(data.with_options(_no_tuning()), steps_per_epoch=updates,
-                     verbose=0).history
-
-
-def _no_tuning() -> tf.data.Options:
-  """Without threads that a test's end would wait for."""
-  options = tf.data.Options()
-  options.autotune.enabled = False
-  return options
+  return trainer.fit(data, steps_per_epoch=updates, verbose=0).history
 
 
 @functools.cache

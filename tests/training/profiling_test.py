@@ -17,6 +17,7 @@ from conadv_tf.config import InputError
 from conadv_tf.methods import method as method_lib
 from conadv_tf.training import profiling
 from conadv_tf.training import trainer as trainers
+from tests.methods import running
 from tools import step_time
 
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -32,8 +33,8 @@ def _model(size: int = 6) -> tf.keras.Model:
 
 def _data(size: int = 6, rows: int = 4) -> tf.data.Dataset:
   images = np.random.default_rng(0).random((rows, size, size, 3), np.float32)
-  return tf.data.Dataset.from_tensors(
-      (images, np.zeros(rows, np.int32))).repeat()
+  return running.untuned(tf.data.Dataset.from_tensors(
+      (images, np.zeros(rows, np.int32)))).repeat()
 
 
 def _names(graph: tf.Graph) -> Iterator[tuple[str, str]]:
