@@ -176,7 +176,7 @@ class RuntimeConfig(base_config.Config):
   micro_batches: int = 1
   precision: Literal['float32', 'mixed_bfloat16', 'mixed_float16'] = 'float32'
   reduce_dtype: Literal['float32', 'bfloat16', 'float16'] = 'float32'
-  reduce_pack_mib: float = 32.0
+  reduce_pack_mib: float = 8.0
   deterministic: bool = False
   jit_compile: bool = False
   training_pass: Literal['joined', 'separate'] | None = None

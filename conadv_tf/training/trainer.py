@@ -51,7 +51,7 @@ class Trainer(split_model.SplitModel):
                attack: gradient_attacks.Pgd | None = None, *,
                pixel_range: tuple[float, float] = (0.0, 1.0), seed: int = 0,
                micro_batches: int = 1, deterministic: bool = False,
-               reduce_dtype: str = "float32", reduce_pack_mib: float = 32.0,
+               reduce_dtype: str = "float32", reduce_pack_mib: float = 8.0,
                bn_group_size: int = 1,
                skip_nonfinite: bool = False,
                training_pass: str | None = None, name: str = "trainer"):
