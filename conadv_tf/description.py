@@ -235,9 +235,10 @@ def _batch_lines(config: config_lib.ExperimentConfig,
   derived, runtime = config.derived, config.runtime
   batch, rows = config.data.global_batch_size, derived.replica_batch_size
   group = config.bn.group_size or runtime.num_replicas
-  mixed = method.attacks and len(method.branches) == 1
+  segments = method.segments(rows)
+  mixed = method.attacks and len(segments) == 1
   images = ", ".join(f"{n * group} {'mixed' if mixed else branch}"
-                     for branch, n in method.segments(rows))
+                     for branch, n in segments)
   return [
       f"updates: {derived.total_steps:,} of {batch:,} examples, "
       f"{derived.steps_per_epoch:g} an epoch, for {config.schedule.epochs:g} "

@@ -106,6 +106,7 @@ def validate(config: ExperimentConfig) -> None:
   _check_replicas(config.runtime)
   _check_placement(config)
   _check_training_pass(config)
+  _check_recycled(config)
   _check_reduction(config.runtime)
   _check_schedule(config.schedule)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
@@ -182,6 +183,15 @@ def _check_training_pass(config: ExperimentConfig) -> None:
         'runtime.training_pass=separate exclude each other: passes side by '
         'side have no order in which to exchange statistics; set one of them '
         'back')
+
+
+def _check_recycled(config: ExperimentConfig) -> None:
+  if (config.method.name == 'conadv' and config.method.adversary == 'recycled'
+      and config.bn.group_size != 1):
+    raise InputError(
+        f'bn.group_size: {config.bn.group_size} and method.adversary=recycled '
+        'exclude each other: an attack is local, and theirs is the gradient of '
+        'the training pass; set one of them back')
 
 
 def _check_reduction(runtime: RuntimeConfig) -> None:

@@ -166,7 +166,11 @@ class AdversarialMethod(method.Method):
         attacked.batch, image, self.adversarial_weight)
     if self.lookback:  # in the first update nothing is held
       share = tf.where(ctx.ready, share, 1.0)
+      # Weight 0 does not silence an image of zeros that makes NaN.
+      image = tf.where(ctx.ready, image, passes.as_float(
+          batch.image[:image.shape[0]]))
       adversarial = adversarial._replace(
+          image=image,
           weight=adversarial.weight * tf.cast(ctx.ready, tf.float32))
     return [*passes.natural_streams(batch, share), adversarial]
 

@@ -116,6 +116,7 @@ class Method:
     passes_per_step: forward passes F of the clean batch that a step costs.
     longest_chain: passes F of a step that must run one after another.
     attacks: whether it makes adversarial images.
+    recycles: whether it makes them from the training pass's gradient.
     augments: whether it trains on `Batch.augmented` as well.
     training_pass: whether clean and adversarial rows usually go through the
       network "joined" or "separate", side by side: what is faster on CPUs
@@ -132,6 +133,7 @@ class Method:
   passes_per_step: float = 3.0
   longest_chain: float = 2.0
   attacks: bool = False
+  recycles: bool = False
   augments: bool = False
   training_pass: str = "joined"
   terms: tuple[str, ...] = ("loss", "clean_loss")

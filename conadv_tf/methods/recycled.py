@@ -40,7 +40,9 @@ class Recycled(adversarial.AdversarialMethod):
 
   Lag 1 equals `ConAdv(lag=1, pairing="next_batch")`, lag 0 equals `DisAdv`,
   with the attack through the clean branch, batch statistics, no random start
-  and no target, for a network without dropout. Compared with the paper's
+  and no target, for a network without dropout and adversarial_fraction 1:
+  with less the gradient goes through statistics of all rows, an attack's
+  through those of the rows that it is for. Compared with the paper's
   ConAdv it changes, each with a knob there: whose statistics the gradient
   goes through (`attack.branch`), the start (`attack.random_start`; at equal
   radius a start at zero gives perturbations a third larger), and at lag 1
@@ -59,6 +61,7 @@ class Recycled(adversarial.AdversarialMethod):
   of both, as of any layer that is called twice.
   """
 
+  recycles = True
   training_pass = "separate"
 
   def __init__(self, lag: int = 1, **options: Any):
@@ -164,6 +167,8 @@ class Recycled(adversarial.AdversarialMethod):
     attack, image = ctx.attack, passes.as_float(batch.image[:rows])
     with tf.name_scope("attack"):
       start = attack.start(image, passes.noise_key(ctx), ctx.pixel_range)
-      moved = attack.move(image, start, tf.stop_gradient(gradient[:rows]),
+      # A loss scale that is too large yet makes no adversary.
+      known = tf.where(tf.math.is_finite(gradient[:rows]), gradient[:rows], 0.0)
+      moved = attack.move(image, start, tf.stop_gradient(known),
                           ctx.pixel_range)
       return compact.encode(attack, moved, image, ctx.pixel_range)

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from conadv_tf.methods import method as methods
+
 Iterator = Any  # of a (distributed) dataset
 
 
@@ -33,20 +35,26 @@ class Parts:
         for field in dataclasses.fields(self)))
 
 
-def choose_training_pass(asked: str | None, usual: str,
+def choose_training_pass(asked: str | None, method: methods.Method,
                          exchanges_statistics: bool) -> str:
-  """What is asked for, or the usual one where that is possible.
+  """What is asked for, or the method's usual one where that is possible.
 
   Args:
     asked: "joined", "separate" or None.
-    usual: of the method.
+    method: that trains.
     exchanges_statistics: whether replicas share batch statistics.
 
   Raises:
-    ValueError: where clean and adversarial rows cannot be parted.
+    ValueError: where clean and adversarial rows cannot be parted, or attacks
+      would go through statistics of other replicas.
   """
+  if method.recycles and exchanges_statistics:
+    raise ValueError(
+        "recycled adversaries exclude replicas that share batch statistics "
+        "(bn.group_size, synchronized batch normalisation): an attack is "
+        "local, and theirs is the training pass's gradient")
   if asked is None:
-    return "joined" if exchanges_statistics else usual
+    return "joined" if exchanges_statistics else method.training_pass
   if asked not in ("joined", "separate"):
     raise ValueError('training_pass must be "joined" or "separate", got '
                      f"{asked!r}")

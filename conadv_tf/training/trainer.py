@@ -52,8 +52,7 @@ class Trainer(split_model.SplitModel):
                pixel_range: tuple[float, float] = (0.0, 1.0), seed: int = 0,
                micro_batches: int = 1, deterministic: bool = False,
                reduce_dtype: str = "float32", reduce_pack_mib: float = 8.0,
-               bn_group_size: int = 1,
-               skip_nonfinite: bool = False,
+               bn_group_size: int = 1, skip_nonfinite: bool = False,
                training_pass: str | None = None, name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
@@ -83,19 +82,14 @@ class Trainer(split_model.SplitModel):
       ValueError: if an argument is out of range or the model cannot be
         converted (the message names the layer).
     """
-    low, high = pixel_range
-    if not low < high:
-      raise ValueError(f"pixel_range must rise, got {pixel_range}")
-    if micro_batches < 1:
-      raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")
+    _check(pixel_range, micro_batches)
     method = method or vanilla.Vanilla()
     super().__init__(model, method.branches, name, bn_group_size)
     self.training_pass = loop.choose_training_pass(
-        training_pass, method.training_pass,
-        self.network.exchanges_statistics)
+        training_pass, method, self.network.exchanges_statistics)
     self.method = method
     self.attack = method.default_attack(attack or gradient_attacks.Pgd())
-    self.pixel_range = (float(low), float(high))
+    self.pixel_range = tuple(map(float, pixel_range))
     self.seed = seed
     self.micro_batches = micro_batches
     self.deterministic = deterministic
@@ -356,3 +350,11 @@ class Trainer(split_model.SplitModel):
     return self.staleness.execute(
         lambda updates: self._loop.run(iterator, updates), count,
         takes_snapshot)
+
+
+def _check(pixel_range: tuple[float, float], micro_batches: int) -> None:
+  low, high = pixel_range
+  if not low < high:
+    raise ValueError(f"pixel_range must rise, got {pixel_range}")
+  if micro_batches < 1:
+    raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")

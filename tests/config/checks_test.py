@@ -71,6 +71,8 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('objective.label_smoothing=1', ['objective.label_smoothing: must be']),
     ('method.attack_every=0', ['method.attack_every: must be at least 1']),
     ('runtime.training_pass=both', ['runtime.training_pass']),
+    ('method.adversary=recycled,bn.group_size=0',
+     ['bn.group_size: 0 and method.adversary=recycled exclude']),
     ('runtime.training_pass=separate,bn.group_size=0',
      ['bn.group_size: 0 and runtime.training_pass=separate exclude']),
     ('method.lag=-1', ['method.lag: must be 0 or more, got -1']),

@@ -27,6 +27,7 @@ CASES = {
     "conadv": "method.name=conadv",
     "conadv lag 2": "method.lag=2,method.adversarial_fraction=0.5",
     "conadv sequential": "method.lag=1,method.execution=sequential",
+    "recycled": "method.adversary=recycled",
     "shared statistics": "method.bn_branches=1,attack.target=random",
     "three branches": (
         "method.bn_branches=3,data.augment=randaugment,data.mixup=0.2,"

@@ -85,6 +85,38 @@ def test_recycled_with_a_random_start_steps_from_noise() -> None:
       16 * (7 / 16 * seen + unseen / 3)**0.5, rel=0.05)
 
 
+@pytest.mark.parametrize('lag', [0, 1])
+def test_a_loss_scale_that_overflows_makes_no_adversary(lag: int) -> None:
+  tf.keras.mixed_precision.set_global_policy('mixed_float16')
+  trainer = running.make(
+      methods.Recycled(lag=lag), attack=gradient.Pgd(radius=16),
+      optimizer=lambda: tf.keras.mixed_precision.LossScaleOptimizer(
+          tf.keras.optimizers.SGD(0.1), initial_scale=2.0**40))
+  history = trainer.fit(running.dataset(32), steps_per_epoch=3,
+                        verbose=0).history
+  assert trainer.optimizer.loss_scale.numpy() < 2.0**40  # it did overflow
+  assert history['perturbation_linf'][0] <= 16.01
+
+
+@pytest.mark.parametrize('method', [
+    methods.Recycled(), ConAdv(pairing='next_batch')])
+def test_what_is_not_held_yet_cannot_be_nan(method: Any) -> None:
+  def model() -> tf.keras.Model:
+    inputs = tf.keras.Input((8, 8, 3))
+    x = tf.keras.layers.Lambda(
+        lambda x: x / tf.reduce_mean(x, [1, 2, 3], keepdims=True))(inputs)
+    x = tf.keras.layers.Dense(5)(tf.keras.layers.Flatten()(x))
+    return tf.keras.Model(inputs, x)
+
+  assert np.isfinite(running.values(
+      running.train(method, model=model, updates=1))).all()
+
+
+def test_recycled_excludes_statistics_of_other_replicas() -> None:
+  with pytest.raises(ValueError, match='bn.group_size'):
+    running.make(methods.Recycled(), options={'bn_group_size': 0})
+
+
 @pytest.mark.parametrize('changes, word', [
     (dict(target='random'), 'target=random'), (dict(mode='moving'), 'moving'),
     (dict(branch='adversarial'), 'branch'), (dict(steps=2), 'steps=2')])
@@ -149,7 +181,8 @@ def test_the_usual_training_pass(method: Any, usual: str) -> None:
     return running.make(method, options=options).training_pass
 
   assert chosen() == usual
-  assert chosen(bn_group_size=0) == 'joined'
+  if not method.recycles:
+    assert chosen(bn_group_size=0) == 'joined'
   assert chosen(training_pass='joined') == 'joined'
 
 
