@@ -109,7 +109,8 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
     if config.runtime.strategy == "multi_worker_mirrored":
       with interruption.Interruption():
         cluster.meet(machines.cluster, token, peer_timeout)
-    with session.watch as watch:
+    # Before any thread starts, which could take the signal instead.
+    with interruption.kept_back() as deliver, session.watch as watch:
       strategies.connect(config.runtime, machines)
       watch.tick("loading data, building the model")
       if profiler_port and machines.is_chief:
@@ -117,6 +118,7 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
       # After the strategy, whose own handlers would swallow signals.
       with (interruption.Interruption() as stop,
             agreement.naming_lost_peers(machines)):
+        deliver()
         return _run(config, session, saved, stop)
 
 

@@ -118,6 +118,10 @@ def _run(command: Sequence[str],
   failed = next((end for end in ended if end.code), None)
   if signum:
     if any(end.code < 0 for end in ended):  # not by their own decision
+      if any(end.code == -signal.SIGKILL for end in ended):
+        print("local_cluster: killed what did not end within --grace_seconds; "
+              "the newest checkpoint may be an older one", file=sys.stderr,
+              flush=True)
       return None, 128 + signum
     return None, failed.code if failed else 0
   if not failed:

@@ -194,11 +194,19 @@ def _create(machine: Machine) -> int:
   code = _run(commands.create(machine))
   if code or not machine.queued:
     return code
+  return _await_request(machine)
+
+
+def _await_request(machine: Machine) -> int:
+  """Waits for a queued machine; returns 0 once it is there, 1 if in vain.
+
+  Where gcloud cannot tell, the place in the queue may be well: it looks again.
+  """
   while True:
     state = _state(commands.describe_request(machine))
     if state == "ACTIVE":
       return 0
-    if state in (*_REQUEST_ENDED, _MISSING, _UNKNOWN):
+    if state in (*_REQUEST_ENDED, _MISSING):
       print(f"the queued resource is {state}", file=sys.stderr)
       return 1
     time.sleep(_POLL_SECONDS.value)
@@ -227,6 +235,8 @@ def _recover(machine: Machine, code: int) -> bool:
     return not _run_all(
         commands.setup(machine) if code == commands.NOT_SET_UP
         else commands.mounts(machine))
+  if machine.queued and state == _MISSING and not _await_request(machine):
+    return not _run_all(commands.setup(machine))  # it was still in the queue
   if machine.queued or state != _MISSING:
     _run(commands.delete(machine, quiet=True))
   return not _create(machine) and not _run_all(commands.setup(machine))
@@ -279,7 +289,11 @@ def main(verb: str, command: list[str]) -> int:
         machine, _PROFILE_MS.value, _PROFILER_PORT.value, _PROFILE_DIR.value,
         _OUTPUT.value)
   if not _DRY_RUN.value:
-    os.makedirs(_OUTPUT.value, exist_ok=True)
+    try:
+      os.makedirs(_OUTPUT.value, exist_ok=True)
+    except OSError as error:
+      raise BadUse(f"--output={_OUTPUT.value} cannot be made: "
+                   f"{error.strerror}") from error
   return _run_all(several)
 
 

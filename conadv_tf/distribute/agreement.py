@@ -60,7 +60,11 @@ class Agreement:
 
 @contextlib.contextmanager
 def naming_lost_peers(machines: strategies.Machines) -> Iterator[None]:
-  """Turns TensorFlow's errors about other workers into one line."""
+  """Turns TensorFlow's errors about other workers into one line.
+
+  Raises:
+    exits.PeerLost: in their place.
+  """
   try:
     yield
   except _LOST as error:

@@ -81,7 +81,7 @@ def from_environment(
     return None
   try:
     parsed = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise _refusal(f"TF_CONFIG is not JSON ({error}); an example: "
                    f"{_EXAMPLE}") from error
   parsed = _mapping(parsed, "TF_CONFIG")

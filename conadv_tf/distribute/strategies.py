@@ -45,6 +45,9 @@ def connect(runtime: config.RuntimeConfig, machines: Machines
   """The strategy of a run, whose `num_replicas` is filled in place.
 
   Before any tensor is made: that fixes the devices.
+
+  Raises:
+    InputError: as `get`.
   """
   strategy = get(runtime.strategy, runtime.num_replicas,
                  runtime.communication, machines)

@@ -5,6 +5,8 @@ TPU VMs, and a multi-worker process swallows the signal altogether unless a
 handler is installed after the strategy was made.
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 import signal
 import threading
@@ -13,6 +15,27 @@ from typing import Any
 from conadv_tf import exits
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def kept_back() -> Iterator[Callable[[], None]]:
+  """Keeps SIGTERM for whoever installs a handler inside.
+
+  While TensorFlow makes a multi-worker strategy it takes the signal away and
+  forgets it. Blocked, it waits; TensorFlow's threads inherit that.
+
+  Yields:
+    What delivers it, if it has come.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+  def deliver() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+  try:
+    yield deliver
+  finally:
+    deliver()
 
 
 class Interruption:

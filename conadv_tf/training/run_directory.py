@@ -11,6 +11,7 @@ model_dir/
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -123,12 +124,18 @@ class RunDirectory:
       os.makedirs(self.path, exist_ok=True)
       config_lib.save(config, self.file("params.yaml"))
     except OSError as error:
+      advice = ("make room and run the same command"
+                if error.errno == errno.ENOSPC else "name another directory")
       raise config_lib.InputError(
-          f"model_dir {self.path} cannot be written: {error.strerror}; name "
-          "another directory") from error
+          f"model_dir {self.path} cannot be written: {error.strerror}; "
+          f"{advice}") from error
 
   def append_metrics(self, record: dict[str, Any]) -> None:
-    """Adds one line to metrics.jsonl."""
+    """Adds one line to metrics.jsonl.
+
+    Raises:
+      InputError: if the disk refuses.
+    """
     if not self.writes:
       self.metrics().append(record)
     else:
@@ -162,14 +169,22 @@ class RunDirectory:
     return records
 
   def cut_metrics(self, step: int) -> None:
-    """Removes what was recorded after `step`: it will be made again."""
+    """Removes what was recorded after `step`: it will be made again.
+
+    Raises:
+      InputError: if the disk refuses.
+    """
     kept = self._records = [r for r in self.metrics() if r["step"] <= step]
     if self.writes and os.path.exists(self.file("metrics.jsonl")):
       self._replace("metrics.jsonl",
                     "".join(json.dumps(r) + "\n" for r in kept))
 
   def write_results(self, results: dict[str, Any]) -> None:
-    """Writes results.json, which marks the run as finished."""
+    """Writes results.json, which marks the run as finished.
+
+    Raises:
+      InputError: if the disk refuses.
+    """
     if self.writes:
       self._replace("results.json", json.dumps(results, indent=2) + "\n")
 

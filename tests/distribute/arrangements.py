@@ -23,7 +23,7 @@ UPDATES = 3
 # Rounding differs between arrangements: no determinism here but in the last.
 CASES = {
     "vanilla": "method.name=vanilla",
-    "disadv": "method.name=disadv,attack.steps=2",
+    "disadv": "method.name=disadv,attack.steps=2,runtime.communication=ring",
     "conadv": "method.name=conadv",
     "conadv lag 2": "method.lag=2,method.adversarial_fraction=0.5",
     "conadv sequential": "method.lag=1,method.execution=sequential",

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +74,26 @@ def test_outside_of_updates_a_signal_ends_at_once() -> None:
     with interruption.Interruption():
       signal.raise_signal(signal.SIGINT)
   assert error.value.exit_code == 130
+
+
+_KEPT = """
+import os, signal
+from conadv_tf import exits
+from conadv_tf.training import interruption
+
+with interruption.kept_back() as deliver:
+  os.kill(os.getpid(), signal.SIGTERM)
+  with interruption.Interruption() as stop:
+    assert stop.signum is None
+    try:
+      deliver()
+    except exits.Terminated as error:
+      print(error.exit_code, stop.signum == signal.SIGTERM)
+"""
+
+
+def test_a_signal_waits_for_a_handler_that_comes_later() -> None:
+  # In a process of its own, whose only thread it is.
+  done = subprocess.run([sys.executable, '-c', _KEPT], capture_output=True,
+                        text=True, check=False)
+  assert (done.returncode, done.stdout) == (0, '143 True\n'), done.stderr

@@ -262,8 +262,9 @@ def test_signals(tmp_path: pathlib.Path, signum: int, program: str,
       f'count()\n{program}\n{_WRITE_PID}\nwhile True:\n  time.sleep(60)\n')
   _wait_for_files(tmp_path, 'pid_0', 'pid_1')
   process.send_signal(signum)
-  process.communicate(timeout=30)
+  _, error = process.communicate(timeout=30)
   assert process.returncode == code
+  assert ('killed what did not end' in error) == ('None if index' in program)
   assert (tmp_path / 'started_0').read_text() == 'x'
   _assert_gone(tmp_path, 2)
 

@@ -113,13 +113,24 @@ def test_watch_survives_two_preemptions(tpu_vm: Launcher) -> None:
 def test_watch_asks_again_for_queued_machines(tpu_vm: Launcher) -> None:
   code = tpu_vm('train', *V3_8, '--queued', '--spot', *WATCH, *TRAIN,
                 follow=[_LOST], describe=[_NOT_FOUND],
-                ask=[[0, 'WAITING_FOR_RESOURCES', '']])[0]
+                ask=[[0, 'SUSPENDED', ''],
+                     [0, 'WAITING_FOR_RESOURCES', '']])[0]
   assert code == 0
   assert tpu_vm.kinds == [
-      *_ATTEMPT, 'describe', 'delete', 'create', 'ask', 'ask', *_SETUP,
+      *_ATTEMPT, 'describe', 'ask', 'delete', 'create', 'ask', 'ask', *_SETUP,
       *_ATTEMPT]
-  assert tpu_vm.recorded[3][4:] == ['queued-resources', 'delete', 't', *PLACE,
+  assert tpu_vm.recorded[4][4:] == ['queued-resources', 'delete', 't', *PLACE,
                                     '--force', '--quiet']
+
+
+def test_watch_keeps_its_place_in_the_queue(tpu_vm: Launcher) -> None:
+  code = tpu_vm('train', *V3_8, '--queued', '--spot', *WATCH, *TRAIN,
+                follow=[_LOST], describe=[_NOT_FOUND],
+                ask=[[1, '', 'gcloud has no connection'],
+                     [0, 'WAITING_FOR_RESOURCES', '']])[0]
+  assert code == 0
+  assert tpu_vm.kinds == [
+      *_ATTEMPT, 'describe', 'ask', 'ask', 'ask', *_SETUP, *_ATTEMPT]
 
 
 @pytest.mark.parametrize('flags', [[], ['--queued']], ids=str)
