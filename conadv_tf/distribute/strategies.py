@@ -101,7 +101,8 @@ def get(name: str, num_replicas: int | None = None,
 
   Raises:
     InputError: if the name is unknown, the machines are not those that it
-      needs, or the replicas are not as many as asked for.
+      needs, the replicas are not as many as asked for, or this process
+      already talks to the workers in another way.
   """
   check_machines(name, machines)
   if name == "mirrored":
@@ -134,6 +135,9 @@ def _mirrored(num_replicas: int) -> tf.distribute.Strategy:
       [f"{kind}:{i}" for i in range(num_replicas)])
 
 
+_communications: list[str] = []  # of this process with other workers
+
+
 @functools.cache
 def _strategy(name: str, communication: str, machines: Machines
               ) -> tf.distribute.Strategy:
@@ -141,6 +145,12 @@ def _strategy(name: str, communication: str, machines: Machines
     return tf.distribute.OneDeviceStrategy(f"{_kind()}:0")
   if name == "tpu":
     return _tpu(machines)
+  # Strategies number their collectives from the same number on.
+  if _communications and communication not in _communications:
+    raise config.InputError(
+        f"runtime.communication={communication}: this process already has a "
+        f"strategy with {_communications[0]}; use one process for each")
+  _communications.append(communication)
   return _multi_worker(communication, machines.cluster)
 
 

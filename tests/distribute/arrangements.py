@@ -1,6 +1,7 @@
 """Trains every method in one arrangement of six virtual replicas.
 
-    python -m tests.distribute.arrangements FOLDER NAME STRATEGY REPLICAS CASES
+    python -m tests.distribute.arrangements \\
+      FOLDER NAME STRATEGY REPLICAS COMMUNICATION CASES
 
 writes FOLDER/NAME.json, or with several workers (TF_CONFIG) the chief does.
 """
@@ -23,7 +24,7 @@ UPDATES = 3
 # Rounding differs between arrangements: no determinism here but in the last.
 CASES = {
     "vanilla": "method.name=vanilla",
-    "disadv": "method.name=disadv,attack.steps=2,runtime.communication=ring",
+    "disadv": "method.name=disadv,attack.steps=2",
     "conadv": "method.name=conadv",
     "conadv lag 2": "method.lag=2,method.adversarial_fraction=0.5",
     "conadv sequential": "method.lag=1,method.execution=sequential",
@@ -51,14 +52,15 @@ METHODS = ["vanilla", "disadv", "conadv", "three branches", "deterministic"]
 ALL = [PYTHON_API, *CASES]
 
 
-def _run(case: str, strategy: str, machines: strategies.Machines
-         ) -> dict[str, object]:
+def _run(case: str, strategy: str, communication: str,
+         machines: strategies.Machines) -> dict[str, object]:
   """Three updates and an exact evaluation, under attack too."""
   config = tiny.load(
       "runtime.deterministic=false,data.global_batch_size=24,"
       "data.num_examples=48,schedule.epochs=1.5,schedule.peak_lr=0.1,"
       "evaluation.batch_size=7,optimizer.name=sgd,"
-      f"runtime.strategy={strategy}", case, "runtime.placement=together"
+      f"runtime.strategy={strategy},runtime.communication={communication}",
+      case, "runtime.placement=together"
       if strategy == "one_device" else "")
   if machines.cluster is None and strategy == "mirrored":
     config.runtime.num_replicas = 2
@@ -98,17 +100,18 @@ def _flat(variables: list[tf.Variable]) -> list[float]:
 
 
 def main(folder: str, name: str, strategy: str, replicas: str,
-         *cases: str) -> None:
+         communication: str, *cases: str) -> None:
   """Runs some of the cases."""
   tf.get_logger().setLevel("ERROR")  # about tracing again and again
   machines = strategies.Machines(cluster.from_environment())
   if machines.cluster:
     cluster.meet(machines.cluster, "arrangements", 60)
-  made = strategies.get(strategy, int(replicas), machines=machines)
+  made = strategies.get(strategy, int(replicas), communication, machines)
   results = {}
   for case in cases:
     results[case] = (_python_api(made) if case == PYTHON_API else
-                     _run({**CASES, **SPLIT}[case], strategy, machines))
+                     _run({**CASES, **SPLIT}[case], strategy, communication,
+                          machines))
     tf.keras.backend.clear_session()
   if machines.is_chief:
     pathlib.Path(folder, f"{name}.json").write_text(json.dumps(results))

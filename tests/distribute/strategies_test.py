@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf.distribute import held_state, strategies
+from conadv_tf import config
+from conadv_tf.distribute import cluster, held_state, strategies
 
 
 def test_strategies_are_one_object_per_device_set(
@@ -79,3 +80,13 @@ def test_held_state_keeps_a_value_per_slot_and_replica(
       assert [np.unique(v.numpy()).tolist() for v in each] == [
           [e] for e in expected]
     assert mirrored.experimental_local_results(x)[0].dtype == tf.uint8
+
+
+def test_one_communication_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Collectives of a second strategy would be taken for the first one's."""
+  monkeypatch.setattr(strategies, '_communications', ['ring'])
+  machines = strategies.Machines(cluster.Cluster(('localhost:1',), 0))
+  with pytest.raises(config.InputError, match=(
+      '^runtime.communication=auto: this process already has a strategy with '
+      'ring; use one process for each$')):
+    strategies.get('multi_worker_mirrored', None, 'auto', machines)

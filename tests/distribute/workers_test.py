@@ -14,18 +14,21 @@ from tests.distribute import arrangements
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _ARRANGEMENTS = {
-    # name: strategy, replicas, workers, cases (a trace costs seconds)
+    # name: strategy, replicas, workers, cases (a trace costs seconds); how
     "two devices": ("mirrored", 2, 1, arrangements.METHODS),
     "two workers": ("multi_worker_mirrored", 2, 2, arrangements.ALL),
-    "three workers": ("multi_worker_mirrored", 3, 3, arrangements.METHODS),
+    "three workers": ("multi_worker_mirrored", 3, 3, arrangements.METHODS,
+                      "ring"),
 }
 
 
 def results(folder: pathlib.Path, name: str, strategy: str, replicas: int,
-            workers: int, cases: list[str]) -> dict[str, Any]:
+            workers: int, cases: list[str], communication: str = "auto"
+            ) -> dict[str, Any]:
   """What some cases of `arrangements` come to in an arrangement."""
   command = [sys.executable, "-m", "tests.distribute.arrangements",
-             str(folder), name, strategy, str(replicas), *cases]
+             str(folder), name, strategy, str(replicas), communication,
+             *cases]
   if workers > 1:
     command = [sys.executable, "-m", "tools.local_cluster",
                f"--workers={workers}", "--", *command]
@@ -68,7 +71,7 @@ def test_two_workers(tmp_path: pathlib.Path) -> None:
 def test_equal_weights_and_figures(
     name: str, one_device: dict[str, Any], tmp_path: pathlib.Path) -> None:
   found = results(tmp_path, name, *_ARRANGEMENTS[name])
-  assert list(found) == _ARRANGEMENTS[name][-1]
+  assert list(found) == _ARRANGEMENTS[name][3]
   _assert_same(found, one_device)
   assert one_device["conadv"]["figures"]["examples"] == found["conadv"][
       "figures"]["examples"] > 0

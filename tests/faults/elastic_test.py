@@ -40,9 +40,11 @@ def test_two_then_three_then_two_workers_then_one_process(
     assert ended.when(f'[worker {worker}] {saved.format(6)}') - fault < 5
   assert _newest(path) == (6, True)
 
-  # To one worker during an evaluation: the other one only loses it. The first
-  # batch is that of the evaluation which was left.
-  ended = groups.run(path, '1:evaluation:2:SIGTERM', workers=2)
+  # To one worker during an evaluation: the other one only loses it, by
+  # heartbeats after 10 s, when the launcher must not have killed it yet. The
+  # first batch is that of the evaluation which was left.
+  ended = groups.run(path, '1:evaluation:2:SIGTERM', workers=2,
+                     grace_seconds=20.0)
   fault = ended.expect(143).when('FAULT')
   assert ended.when('update 6/12') < fault
   assert ended.when('[worker 1] error: evaluation left after SIGTERM') > fault
