@@ -90,7 +90,7 @@ def test_products_are_those_of_the_dense_hessian(kind: str) -> None:
   model = smooth()
   made, product = estimate(
       networks.convert(model) if kind == "network" else model)
-  assert made.size == model.count_params() - 8 == 207  # less the statistics
+  assert made.size == model.count_params() - 8 == 204  # less the statistics
   assert made.layers == ("first", "norm", "second", "last")
   found = dense(product, made.size)
   np.testing.assert_allclose(found, exact(), atol=2e-6)
@@ -112,11 +112,12 @@ def test_products_are_differences_of_gradients() -> None:
     for v, value, change in zip(variables, before, direction):
       v.assign(value + step * change)
     with tf.GradientTape() as tape:
-      loss = tf.reduce_mean(LOSS(labels, model(images, training=False)))
+      loss = tf.reduce_mean(LOSS(
+          tf.constant(labels), model(images, training=False)))
     return np.concatenate(
         [np.ravel(g) for g in tape.gradient(loss, variables)])
 
-  step = 1e-2  # the error of central differences is of order step^2
+  step = 2e-3  # the error of central differences is of order step^2
   difference = (gradient(step) - gradient(-step)) / (2 * step)
   gradient(0.0)
   found = product(np.concatenate([np.ravel(d) for d in direction]))
@@ -180,7 +181,7 @@ def test_blocks_propagate_no_further_back() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 100])
 def test_micro_batches_change_nothing(rows: int) -> None:
-  vector = np.random.default_rng(0).normal(size=207)
+  vector = np.random.default_rng(0).normal(size=204)
   _, whole = estimate(smooth())
   made, parts = estimate(smooth(), rows=rows)
   np.testing.assert_allclose(parts(vector), whole(vector), atol=1e-5)
@@ -202,7 +203,7 @@ def test_weights_count_examples() -> None:
 
 def test_two_replicas_give_the_same_numbers(
     mirrored: tf.distribute.Strategy) -> None:
-  vector = np.random.default_rng(0).normal(size=207)
+  vector = np.random.default_rng(0).normal(size=204)
   _, alone = estimate(smooth())
   with mirrored.scope():
     network = networks.convert(smooth())
@@ -233,10 +234,12 @@ def test_nothing_moves_and_one_trace_serves_other_weights() -> None:
     ("mixed_bfloat16", 0.05), ("mixed_float16", 0.01), ("float64", 1e-5),
     ("float16", 0.01)])
 def test_other_precisions(dtype: str, error: float) -> None:
-  made, product = estimate(smooth(dtype=dtype))
+  model = smooth(dtype=dtype)
+  model.set_weights(smooth().get_weights())
+  made, product = estimate(model)
   values = np.linalg.eigvalsh(exact())
   found = curvature.top_eigenvalue(
-      product, made.size, seed=0, iterations=30, tolerance=1e-2)
+      product, made.size, seed=0, iterations=60, tolerance=0)
   assert found.value == pytest.approx(
       values[np.argmax(np.abs(values))], rel=error)
 
