@@ -20,6 +20,7 @@ DROPOUT = 3
 ORDER = 16
 AUGMENTATION = 17
 MIXING = 18
+CURVATURE = 19
 
 
 def make_key(seed: int, purpose: int, *data: tf.Tensor | int) -> Key:

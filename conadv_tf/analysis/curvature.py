@@ -9,6 +9,7 @@ density by stochastic Lanczos quadrature (Ghorbani et al., 2019).
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -141,6 +142,45 @@ def lanczos(product: Product, size: int, *, seed: int, steps: int,
       return spectrum
     beside.append(length)
     basis.append(image / length)
+
+
+def figures(product: Product, size: int, *, seed: int,
+            iterations: int = ITERATIONS, tolerance: float = TOLERANCE,
+            eigenvalues: int = 0) -> dict[str, Any]:
+  """What is reported of a matrix, ready for JSON.
+
+  Args:
+    product: of the matrix.
+    size: of its vectors.
+    seed: of the starts.
+    iterations: limit of products, of power iteration and of Lanczos.
+    tolerance: relative, as in `top_eigenvalue`.
+    eigenvalues: > 0 adds so many of largest magnitude, by Lanczos.
+
+  Returns:
+    `top_eigenvalue`, `iterations`, `converged` and `parameters` (the size);
+    with eigenvalues also these and the spectrum that they are from, as
+    `ritz_values` and `ritz_weights`.
+
+  Raises:
+    NotFinite: if a product is not finite.
+    ValueError: if an argument is out of range.
+  """
+  if eigenvalues < 0 or eigenvalues > min(size, iterations):
+    raise ValueError(
+        f"{eigenvalues} eigenvalues of a matrix of {size} rows by {iterations} "
+        "products; there cannot be more than either")
+  top = top_eigenvalue(product, size, seed=seed, iterations=iterations,
+                       tolerance=tolerance)
+  found = {"top_eigenvalue": top.value, "iterations": top.iterations,
+           "converged": top.converged, "parameters": size}
+  if eigenvalues:
+    spectrum = lanczos(product, size, seed=seed, steps=iterations,
+                       wanted=eigenvalues, tolerance=tolerance)
+    found |= {"eigenvalues": spectrum.largest(eigenvalues),
+              "ritz_values": spectrum.values.tolist(),
+              "ritz_weights": spectrum.weights.tolist()}
+  return found
 
 
 def _ritz(diagonal: Sequence[float], beside: Sequence[float], length: float

@@ -67,8 +67,10 @@ class Hessian:
     self.size = int(self._ends[-1])
     self._step = tf.function(self._summed_product, autograph=False)
 
-  def product_on(self, image: np.ndarray, label: np.ndarray,
-                 weight: np.ndarray | None = None, *, rows: int = 128
+  def product_on(self, image: np.ndarray | tf.Tensor,
+                 label: np.ndarray | tf.Tensor,
+                 weight: np.ndarray | tf.Tensor | None = None, *,
+                 rows: int = 128
                  ) -> curvature.Product:
     """The products of the mean loss over these examples.
 
@@ -87,6 +89,7 @@ class Hessian:
     Raises:
       ValueError: if no example counts.
     """
+    image, label = np.asarray(image), np.asarray(label)
     count = len(image)
     weight = np.ones(count) if weight is None else np.asarray(weight)
     total = float(np.sum(weight, dtype=np.float64))

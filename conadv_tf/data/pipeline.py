@@ -124,6 +124,46 @@ def evaluation_dataset(
       tf.data.Dataset.range(-(-source.num_examples // batch_size)), element))
 
 
+def drawn_dataset(
+    source: Source, count: int, *, seed: int, number: int) -> tf.data.Dataset:
+  """Returns one element of random examples as evaluation sees them.
+
+  Draws 0, 1, ... of a seed cut an order of its own, permutation after
+  permutation of all examples, into parts of `count`, as training's batches
+  are cut; training's order has nothing to do with it.
+
+  Args:
+    source: any split; a stream is read up to where the draw stands.
+    count: examples of a draw, at least 1.
+    seed: the run's seed.
+    number: which draw.
+
+  Returns:
+    (image uint8 [count, h, w, c], label int32 [count], weight float32
+    [count]), without augmentation; bad examples have weight 0.
+
+  Raises:
+    InputError: count below 1.
+  """
+  if count < 1:
+    raise InputError(f'{count} examples were to be drawn; at least 1 can.')
+  with tf.device('CPU:0'):
+    key = randomness.make_key(seed, randomness.CURVATURE)
+  if isinstance(source, EncodedSource):
+    examples = source.training_examples(
+        key, number, 1, Shard(rows=count), 1, True)
+    return _ahead(_undistorted(source, examples, count))
+
+  def element(first: tf.Tensor) -> Batch:
+    images, labels = source.read(positions.shuffled(
+        key, first + tf.range(count, dtype=tf.int64), source.num_examples))
+    return images, labels, tf.ones([count])
+
+  return _ahead(_mapped(
+      tf.data.Dataset.from_tensors(tf.constant(number * count, tf.int64)),
+      element))
+
+
 def _ahead(elements: tf.data.Dataset) -> tf.data.Dataset:
   """Makes elements before they are asked for."""
   options = tf.data.Options()
@@ -290,9 +330,9 @@ def _mixed(
   return _mapped(elements.enumerate(first), element)
 
 
-def _encoded_evaluation(
-    source: EncodedSource, shard: Shard) -> tf.data.Dataset:
-  """Each encoded image of a shard once, see `evaluation_dataset`."""
+def _undistorted(source: EncodedSource, examples: tf.data.Dataset, rows: int
+                 ) -> tf.data.Dataset:
+  """Elements of `rows` encoded examples as evaluation decodes them."""
   size, _, channels = source.image_shape
   make = decode.central if source.preprocessing == 'imagenet' else decode.whole
 
@@ -300,10 +340,15 @@ def _encoded_evaluation(
     del drawn
     return make(source.content(example), size, channels)
 
+  return tolerant.batches(
+      source, examples, images, lambda number: tf.zeros([rows, 1]), rows)
+
+
+def _encoded_evaluation(
+    source: EncodedSource, shard: Shard) -> tf.data.Dataset:
+  """Each encoded image of a shard once, see `evaluation_dataset`."""
   examples = encoded.selected(source.evaluation_examples(), shard.own())
-  elements = tolerant.batches(
-      source, examples, images, lambda number: tf.zeros([shard.rows, 1]),
-      shard.rows)
+  elements = _undistorted(source, examples, shard.rows)
   blank = tf.data.Dataset.from_tensors(tf.nest.map_structure(
       lambda spec: tf.zeros(spec.shape, spec.dtype), elements.element_spec))
   count = -(-source.num_examples // shard.batch)
