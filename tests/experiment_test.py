@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf import components, config, experiment
+from conadv_tf.analysis import curvature
 from conadv_tf.training import perturbation
 from tests import tiny
 
@@ -126,3 +127,77 @@ def test_unknown_names(pairs: str, message: str) -> None:
   with pytest.raises(config.InputError) as raised:
     components.check_names(tiny.load(pairs))
   assert message in str(raised.value)
+
+
+def _dense_hessian(model: tf.keras.Model, images: tf.Tensor,
+                   labels: tf.Tensor) -> np.ndarray:
+  """Column blocks by Jacobians of the gradient; labels [b, classes]."""
+  variables = model.trainable_variables
+  with tf.GradientTape(persistent=True) as outer:
+    with tf.GradientTape() as inner:
+      losses = tf.nn.softmax_cross_entropy_with_logits(
+          labels, model(tf.cast(images, tf.float32), training=False))
+      loss = tf.reduce_mean(losses)
+    gradient = tf.concat([
+        tf.reshape(g, [-1]) for g in inner.gradient(loss, variables)], 0)
+  return np.concatenate([
+      np.reshape(outer.jacobian(gradient, v), [len(gradient), -1])
+      for v in variables], axis=1)
+
+
+def test_curvature_is_that_of_the_training_loss() -> None:
+  """With smoothed labels; the draw is of all 24 examples."""
+  built = _build('objective.label_smoothing=0.3,data.augment=crop_flip')
+  found = built.curvature(examples=24, eigenvalues=2)
+  images, labels, _ = next(iter(built.evaluation_dataset('train').rebatch(24)))
+  dense = _dense_hessian(
+      built.trainer.merge(), images, tf.one_hot(labels, 3) * 0.7 + 0.1)
+  values = np.linalg.eigvalsh(dense)
+  values = values[np.argsort(-np.abs(values))]
+  assert found['top_eigenvalue'] == pytest.approx(values[0], rel=0.01)
+  assert found['eigenvalues'] == pytest.approx(values[:2], rel=0.01)
+  assert (found['converged'], found['examples'], found['layers'],
+          found['parameters']) == (True, 24, 3, 171)
+  block = built.curvature(examples=24, last_layers=1)
+  assert block['top_eigenvalue'] == pytest.approx(
+      np.linalg.eigvalsh(dense[-51:, -51:])[-1], rel=0.01)
+  assert (block['layers'], block['parameters']) == (1, 51)
+
+
+def test_curvature_draws_by_seed_and_number_and_moves_nothing() -> None:
+  built = _build()
+  before = [v.numpy() for v in built.trainer.network.variables]
+  first, same, other = (
+      built.curvature(examples=9, number=number)['top_eigenvalue']
+      for number in (0, 0, 1))
+  assert first == same
+  assert abs(first - other) > 1e-3 * abs(first)
+  assert built.curvature(examples=100)['examples'] == 24  # all there are
+  for old, new in zip(before, built.trainer.network.variables):
+    np.testing.assert_array_equal(old, new.numpy())
+  seeded = _build('seed=1')
+  mine, others = (made._drawn(9, 0)[0].numpy() for made in (built, seeded))  # pylint: disable=protected-access
+  assert (mine != others).any()
+
+
+def test_curvature_under_two_replicas(mirrored: tf.distribute.Strategy) -> None:
+  del mirrored  # it must exist before the experiment asks for it
+  one, two = (_build(pairs).curvature(examples=9)['top_eigenvalue']
+              for pairs in ('', 'runtime.strategy=mirrored,'
+                            'runtime.num_replicas=2'))
+  assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_curvature_that_cannot_be() -> None:
+  built = _build()
+  for options, part in (({'last_layers': 9}, 'has 3 with trainable weights'),
+                        ({'examples': 0}, 'at least 1'),
+                        ({'iterations': 0}, 'at least 1 product'),
+                        ({'eigenvalues': 172, 'iterations': 200},
+                         'a matrix of 171 rows')):
+    with pytest.raises(config.InputError, match=part):
+      built.curvature(**options)
+  built.trainer.network.model.trainable_variables[0].assign(
+      tf.fill([3, 3, 3, 4], np.nan))
+  with pytest.raises(curvature.NotFinite, match="first in layer 'conv2d"):
+    built.curvature()

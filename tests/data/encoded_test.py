@@ -203,3 +203,26 @@ def test_stops_past_the_limit(limit: int) -> None:
   with pytest.raises(InputError, match=f'set: {limit + 1} bad examples, more '
                      f'than data.max_bad_examples={limit}'):
     data.check()
+
+
+def test_draws_are_decoded_as_in_evaluation() -> None:
+  """Not as in training, which crops at random."""
+  random = np.random.default_rng(0)
+  contents = [tf.io.encode_png(random.integers(
+      0, 256, (9, 12, 3), np.uint8)).numpy() for _ in range(10)]
+  data = encoded.IndexedSource(
+      contents, np.arange(10), image_size=4, preprocessing='imagenet')
+  images, _, _ = pipeline.evaluation_dataset(data, 10).get_single_element()
+  image, label, weight = pipeline.drawn_dataset(
+      data, 10, seed=0, number=1).get_single_element()
+  np.testing.assert_array_equal(np.sort(label), np.arange(10))
+  assert (label.numpy() != np.arange(10)).any()
+  np.testing.assert_array_equal(weight, 1.0)
+  np.testing.assert_array_equal(image, images.numpy()[label])
+
+
+def test_draws_leave_bad_examples_out() -> None:
+  _, label, weight = pipeline.drawn_dataset(
+      _broken(5), 10, seed=0, number=0).get_single_element()
+  np.testing.assert_array_equal(
+      np.sort(label.numpy()[weight.numpy() > 0]), [0, 1, 7, 8, 9])

@@ -309,3 +309,25 @@ def test_mixing_is_off_by_default_and_a_function_of_the_step() -> None:
   for got, expected in zip(late, on[4:], strict=True):
     np.testing.assert_array_equal(got[0], expected[0])
     np.testing.assert_array_equal(got[1], expected[1])
+
+
+def test_draws_are_random_examples_as_they_are() -> None:
+  data = _numbered(10)
+  raw = data.read(tf.range(10, dtype=tf.int64))[0].numpy()
+
+  def drawn(number: int, seed: int = 0, count: int = 4) -> np.ndarray:
+    image, label, weight = pipeline.drawn_dataset(
+        data, count, seed=seed, number=number).get_single_element()
+    np.testing.assert_array_equal(image, raw[label])
+    np.testing.assert_array_equal(weight, 1.0)
+    return label.numpy()
+
+  # Parts of one permutation after another.
+  order = np.concatenate([drawn(number) for number in range(5)])
+  np.testing.assert_array_equal(np.sort(order[:10]), np.arange(10))
+  np.testing.assert_array_equal(np.sort(order[10:]), np.arange(10))
+  np.testing.assert_array_equal(drawn(3), order[12:16])
+  assert (drawn(0, seed=1, count=10) != order[:10]).any()
+  assert (order[:10] != _order(10, 10, 1)).any()  # training's
+  with pytest.raises(InputError, match='at least 1'):
+    drawn(0, count=0)

@@ -71,6 +71,9 @@ def _run(case: str, strategy: str, communication: str,
   trainer = experiment.trainer
   trainer.fit(experiment.train_dataset(0), steps_per_epoch=UPDATES, verbose=0)
   figures = experiment.evaluate(["pgd2"])
+  if case == "deterministic":
+    figures["top_eigenvalue"] = experiment.curvature(
+        examples=10, iterations=5)["top_eigenvalue"]
   return {"weights": _flat(trainer.network.variables), "figures": figures}
 
 
