@@ -4,14 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
-from typing import Any
 
 import tensorflow as tf
 
 from conadv_tf import components
 from conadv_tf import config as config_lib
-from conadv_tf.analysis import curvature as curvature_lib
-from conadv_tf.analysis import hessian
+from conadv_tf.analysis import run_curvature
 from conadv_tf.data import pipeline
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
@@ -70,8 +68,6 @@ class Experiment:
   between_batches: Callable[[], None] = lambda: None
   _iterators: dict[str, Iterator] = dataclasses.field(default_factory=dict)
   _evaluators: dict[tuple[str, str], clean.Evaluator] = dataclasses.field(
-      default_factory=dict)
-  _hessians: dict[int, hessian.Hessian] = dataclasses.field(
       default_factory=dict)
 
   @functools.cached_property
@@ -186,56 +182,15 @@ class Experiment:
           evaluator, validation, "validation")["accuracy"]
     return figures
 
-  def curvature(self, *, examples: int = 128, last_layers: int = 0,
-                iterations: int = curvature_lib.ITERATIONS,
-                tolerance: float = curvature_lib.TOLERANCE,
-                eigenvalues: int = 0, number: int = 0) -> dict[str, Any]:
-    """Estimates Hessian eigenvalues on random training examples.
-
-    Of the mean training loss without adversaries and weight decay, through
-    the clean branch with moving statistics; images are not augmented. Every
-    worker of a job must call this, and all get the same figures.
-
-    Args:
-      examples: how many; at most the training set.
-      last_layers: k, see `hessian.Hessian`; 0 means all.
-      iterations: limit of products, of power iteration and of Lanczos.
-      tolerance: relative, see `curvature.top_eigenvalue`.
-      eigenvalues: > 0 adds so many of largest magnitude, by Lanczos.
-      number: of the draw; another number draws other examples.
-
-    Returns:
-      `top_eigenvalue`, `iterations`, `converged`, `examples`, `layers` and
-      `parameters` (how many); with eigenvalues also these and the spectrum
-      they are from: `ritz_values` and `ritz_weights`.
-
-    Raises:
-      InputError: if there is no such block, or an argument is out of range.
-      NotFinite: naming a layer, if a product is not finite.
-    """
-    count = min(examples, self.splits.train.num_examples)
-    rows = (self.config.derived.replica_batch_size
-            * self.strategy.num_replicas_in_sync)
-    try:
-      if last_layers not in self._hessians:  # each is traced once
-        self._hessians[last_layers] = hessian.Hessian(
-            self.trainer.network, self._training_loss,
-            last_layers=last_layers)
-      matrix = self._hessians[last_layers]
-      product = matrix.product_on(*self._drawn(count, number), rows=rows)
-      figures = curvature_lib.figures(
-          product, matrix.size, seed=self.config.seed, iterations=iterations,
-          tolerance=tolerance, eigenvalues=eigenvalues)
-    except config_lib.InputError:
-      raise
-    except ValueError as error:
-      raise config_lib.InputError(f"curvature: {error}") from error
-    return {**figures, "examples": count, "layers": len(matrix.layers)}
-
   @functools.cached_property
-  def _training_loss(self) -> per_example.PerExampleLoss:
-    return per_example.per_example_loss(
-        _cross_entropy(self.outputs, has_soft_labels(self.config)))
+  def curvature(self) -> run_curvature.RunCurvature:
+    """Estimates Hessian eigenvalues on training examples, when called."""
+    return run_curvature.RunCurvature(
+        self.trainer.network, per_example.per_example_loss(_cross_entropy(
+            self.outputs, has_soft_labels(self.config))), self._drawn,
+        available=self.splits.train.num_examples,
+        rows=(self.config.derived.replica_batch_size
+              * self.strategy.num_replicas_in_sync), seed=self.config.seed)
 
   def _drawn(self, count: int, number: int) -> tuple[tf.Tensor, ...]:
     """Images, labels of the training loss and weights of a random draw."""
