@@ -29,7 +29,8 @@ LEVELS = (
 LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}
 # A method stands alone, on what is common to all of them.
 METHOD_BASES = tuple(
-    f"conadv_tf.methods.{name}" for name in ("method", "passes", "adversarial"))
+    f"conadv_tf.methods.{name}"
+    for name in ("method", "passes", "adversarial", "growth"))
 # Seconds to import: only inside the functions that need them.
 HEAVY = ("foolbox", "keras_cv", "mlperf_logging", "official.nlp",
          "official.vision", "sklearn", "tensorflow_addons",

@@ -33,7 +33,8 @@ class Pgd:
       that of a random other class. Read by the method.
     branch: whose batch normalisation the attack runs through, "adversarial"
       or "clean"; None means the method's default. Read by the method.
-    mode: "batch" or "moving" statistics; never updated. Read by the method.
+    mode: "batch" or "moving" statistics; never updated. None means the
+      method's default. Read by the method.
 
   Raises:
     ValueError: if a value is outside its range.
@@ -47,7 +48,7 @@ class Pgd:
   random_start: float | None = None
   target: str = "none"
   branch: str | None = None
-  mode: str = "batch"
+  mode: str | None = None
 
   def __post_init__(self) -> None:
     if not self.radius >= 0:
@@ -63,7 +64,7 @@ class Pgd:
                           ("direction", ("sign", "raw", "l2")),
                           ("target", ("none", "random")),
                           ("branch", (None, "adversarial", "clean")),
-                          ("mode", ("batch", "moving"))):
+                          ("mode", (None, "batch", "moving"))):
       if getattr(self, name) not in allowed:
         raise ValueError(f"attack {name} must be one of {allowed}, got "
                          f"{getattr(self, name)!r}")

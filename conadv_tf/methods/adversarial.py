@@ -93,7 +93,7 @@ class AdversarialMethod(method.Method):
 
   def default_attack(self, attack: gradient_attacks.Pgd
                      ) -> gradient_attacks.Pgd:
-    """Adversarial branch, random start (ConAdv section 4.1).
+    """Adversarial branch, batch statistics, random start (section 4.1).
 
     Raises:
       ValueError: for an attack that the method cannot use.
@@ -106,6 +106,7 @@ class AdversarialMethod(method.Method):
     return dataclasses.replace(
         attack,
         branch=attack.branch or routing.ADVERSARIAL,
+        mode=attack.mode or "batch",
         random_start=(1.0 if attack.random_start is None
                       else attack.random_start))
 

@@ -93,6 +93,7 @@ class Context:
   pixel_range: tuple[float, float]
   first: tf.Tensor | int = -1
   joined: bool = True
+  gamma: tf.Tensor | float = 0.0
   scale_loss: Any = lambda loss: loss
   unscale: Any = lambda gradients: gradients
 
@@ -118,6 +119,8 @@ class Method:
     attacks: whether it makes adversarial images.
     recycles: whether it makes them from the training pass's gradient.
     augments: whether it trains on `Batch.augmented` as well.
+    gamma: initial share of the rows that it makes adversarial in place of
+      clean ones, where it replaces rows.
     training_pass: whether clean and adversarial rows usually go through the
       network "joined" or "separate", side by side: what is faster on CPUs
       (docs/performance.md).
@@ -135,6 +138,7 @@ class Method:
   attacks: bool = False
   recycles: bool = False
   augments: bool = False
+  gamma: float = 0.0
   training_pass: str = "joined"
   terms: tuple[str, ...] = ("loss", "clean_loss")
 

@@ -19,12 +19,25 @@ def make_perturbation(ctx: method.Context, batch: method.Batch,
                       rows: int) -> tf.Tensor:
   """Attacks the first `rows` rows of the received batch.
 
+  Returns:
+    [rows, h, w, c] in the form of `attacks.compact`.
+  """
+  adversarial = adversarial_images(ctx, batch, rows)
+  with tf.name_scope("attack"):
+    return compact.encode(ctx.attack, adversarial, as_float(
+        batch.image[:rows]), ctx.pixel_range)
+
+
+def adversarial_images(ctx: method.Context, batch: method.Batch,
+                       rows: int) -> tf.Tensor:
+  """Adversarial copies of the first `rows` rows of the received batch.
+
   The gradient is that of the summed training loss of these rows through
   `ctx.attack_network`, to the images alone; the attack is local (no
   collective) and moves no statistic.
 
   Returns:
-    [rows, h, w, c] in the form of `attacks.compact`.
+    float32 [rows, h, w, c].
   """
   attack = ctx.attack
   image, label = as_float(batch.image[:rows]), batch.label[:rows]
@@ -37,7 +50,7 @@ def make_perturbation(ctx: method.Context, batch: method.Batch,
   branch = attack.branch
   if branch not in ctx.attack_network.branches:
     branch = routing.CLEAN  # one set of statistics: there is no other
-  mode = (routing.Mode.PROBE if attack.mode == "batch" else routing.Mode.EVAL)
+  mode = (routing.Mode.EVAL if attack.mode == "moving" else routing.Mode.PROBE)
 
   def loss_of_x(x: tf.Tensor) -> tf.Tensor:
     outputs = ctx.attack_network.logits(x, ((branch, rows),), mode)
@@ -45,8 +58,7 @@ def make_perturbation(ctx: method.Context, batch: method.Batch,
     return -loss if descend else loss
 
   with tf.name_scope("attack"):
-    adversarial = attack(loss_of_x, image, noise_key(ctx), ctx.pixel_range)
-    return compact.encode(attack, adversarial, image, ctx.pixel_range)
+    return attack(loss_of_x, image, noise_key(ctx), ctx.pixel_range)
 
 
 def perturbed(ctx: method.Context, batch: method.Batch,
