@@ -22,6 +22,8 @@ from conadv_tf.data import (
 )
 from conadv_tf.data import source as sources
 from conadv_tf.evaluation import robust
+from conadv_tf.methods import absa
+from conadv_tf.methods import growth as growth_lib
 from conadv_tf.methods import method as method_lib
 from conadv_tf.models import applications, resnet, resnet_cifar, user
 
@@ -63,10 +65,48 @@ def _conadv(m: config_lib.MethodConfig) -> method_lib.Method:
 
 
 METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
+    "absa": lambda m: methods.Absa(gamma=m.gamma, lag=m.lag),
     "vanilla": lambda m: methods.Vanilla(),
     "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
     "conadv": _conadv,
 }
+
+
+def _scheduled(c: config_lib.ExperimentConfig, **gamma: Any
+               ) -> growth_lib.Growth:
+  boundaries = [round(epoch * c.derived.steps_per_epoch)
+                for epoch in c.growth.epochs]
+  return growth_lib.Scheduled(
+      _max_ratio(c), boundaries, c.growth.factor, **gamma)
+
+
+def _curvature(c: config_lib.ExperimentConfig, **gamma: Any
+               ) -> growth_lib.Growth:
+  return absa.Controller(
+      _max_ratio(c), beta=c.growth.factor, alpha=c.growth.decrease,
+      kappa=c.growth.patience, omega=c.method.gamma_decay,
+      gamma_rule=c.method.gamma_rule, **gamma)
+
+
+def _max_ratio(c: config_lib.ExperimentConfig) -> int:
+  return c.growth.max_batch_size // c.data.global_batch_size
+
+
+GROWTHS: dict[str, Callable[..., growth_lib.Growth]] = {
+    "none": lambda c, **gamma: growth_lib.Growth(1, **gamma),
+    "scheduled": _scheduled,
+    "curvature": _curvature,
+}
+
+
+def growth(config: config_lib.ExperimentConfig) -> growth_lib.Growth:
+  """The rule of a resolved configuration, at the start of its run."""
+  method, vanishes = config.method, None
+  if method.name == "absa" and method.gamma_epochs is not None:
+    vanishes = round(method.gamma_epochs * config.derived.steps_per_epoch)
+  return GROWTHS[config.growth.name](
+      config, gamma=method.gamma if method.name == "absa" else 0.0,
+      vanishes=vanishes)
 
 
 def _keras_options(o: config_lib.OptimizerConfig) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 
 import tensorflow as tf
 
 from conadv_tf import components
 from conadv_tf import config as config_lib
+from conadv_tf.analysis import curvature as curvature_lib
 from conadv_tf.analysis import run_curvature
 from conadv_tf.data import pipeline
 from conadv_tf.data import source as sources
@@ -17,7 +19,7 @@ from conadv_tf.evaluation import clean, robust
 from conadv_tf.layers import routing
 from conadv_tf.models import user
 from conadv_tf.objectives import per_example
-from conadv_tf.training import placement, stopping
+from conadv_tf.training import growing, placement, stopping
 from conadv_tf.training import trainer as trainers
 
 # Images come as uint8 and models hold their own normalisation.
@@ -54,7 +56,8 @@ class Experiment:
     splits: training and validation data.
     strategy: the distribution strategy.
     trainer: compiled.
-    schedule: learning rate of an update's index.
+    schedule: learning rate of an update's index, where the batch does not
+      grow.
     outputs: what the model ends in, "logits" or "probabilities".
     between_batches: called before every batch of an evaluation.
   """
@@ -145,6 +148,22 @@ class Experiment:
           if attack else
           clean.Evaluator(network, self.loss, self.strategy, branch))
     return self._evaluators[branch, attack]
+
+  def estimate(self, number: int) -> growing.Estimate:
+    """The largest eigenvalue that lets the batch grow.
+
+    Args:
+      number: of estimates before, which chooses the examples.
+    """
+    options = self.config.curvature
+    try:
+      found = self.curvature(
+          examples=options.examples, last_layers=options.last_layers,
+          iterations=options.iterations, tolerance=options.tolerance,
+          number=number)
+    except curvature_lib.NotFinite as error:
+      return growing.Estimate(math.nan, problem=str(error))
+    return growing.Estimate(found["top_eigenvalue"], found["iterations"])
 
   def evaluation_dataset(self, split: str) -> tf.data.Dataset:
     """Every example of "train" (not augmented) or "validation" once."""
@@ -293,11 +312,13 @@ def build(config: config_lib.ExperimentConfig,
           reduce_pack_mib=runtime.reduce_pack_mib,
           bn_group_size=config.bn.group_size,
           skip_nonfinite=runtime.on_nan == "skip_step",
-          training_pass=runtime.training_pass)
+          training_pass=runtime.training_pass,
+          grows=config_lib.batch_changes(config))
       outputs = user.outputs(model, splits.train.image_shape)
       trainer.compile(
           components.OPTIMIZERS[config.optimizer.name](
-              config.optimizer, schedule),
+              config.optimizer, growing.rate(
+                  schedule, trainer.step_counter, trainer.growing)),
           _cross_entropy(outputs, has_soft_labels(config)),
           metrics=["accuracy"],
           jit_compile=runtime.jit_compile or None,

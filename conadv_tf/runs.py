@@ -1,16 +1,14 @@
 """Runs: train in a directory, resume there, restore from it, export."""
 
 import dataclasses
-import hashlib
-import json
 import logging
 import time
 from typing import Any
 
 import tensorflow as tf
 
+from conadv_tf import components, description
 from conadv_tf import config as config_lib
-from conadv_tf import description, exits
 from conadv_tf import experiment as experiments
 from conadv_tf.distribute import agreement, cluster, strategies, watchdog
 from conadv_tf.evaluation import serving
@@ -19,6 +17,7 @@ from conadv_tf.training import (
   averaging,
   callbacks,
   checkpoint,
+  growing,
   guards,
   interruption,
   mlperf_log,
@@ -104,7 +103,7 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
         directory, evaluates, quiet or not machines.is_chief, machines,
         watchdog.Watchdog(config.runtime.stall_seconds),
         profiler if machines.is_chief else None)
-    token = _digest([config.as_dict(), model_dir, evaluates])
+    token = agreement.digest([config.as_dict(), model_dir, evaluates])
     saved = _check(config, session)
     if config.runtime.strategy == "multi_worker_mirrored":
       with interruption.Interruption():
@@ -133,12 +132,6 @@ class _Session:
   watch: watchdog.Watchdog
   profiler: profiling.StepProfiler | None
   begin: float = dataclasses.field(default_factory=time.time)
-
-
-def _digest(facts: Any) -> str:
-  """What all workers must have in common."""
-  text = json.dumps(facts, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check(config: config_lib.ExperimentConfig, session: _Session
@@ -171,11 +164,15 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
                        session.watch, stop)
   results, pending = directory.results(), _pending(latest, directory)
   step = latest.step if latest else 0
-  _agree(experiment, guard, [step, results, pending, [
-      record for record in directory.metrics() if record["step"] <= step]])
+  splits = experiment.splits
+  guard.agree([
+      step, results, pending,
+      [record for record in directory.metrics() if record["step"] <= step],
+      [[split.num_examples, split.num_classes, list(split.image_shape)]
+       for split in (splits.train, splits.validation)]])
   if results is not None and latest is not None and (
       results.get("step") == latest.step
-      and _ends(config, directory, latest.step)):
+      and _ends(config, directory, latest)):
     if not quiet:
       print(f"finished already: {directory.file('results.json')}")
     return results
@@ -190,9 +187,9 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
   elif saved and directory.writes:
     logging.warning("%s has no checkpoint: starting again, without its records",
                     directory.path)
-  directory.cut_metrics(step)
+  directory.cut_records(step)
   session.watch.tick("first update: tracing and compiling")
-  trains = not _ends(config, directory, step) or pending is not None
+  trains = not _ends(config, directory, latest) or pending is not None
   if log:
     log.open(step, trains, session.begin)
   try:
@@ -200,7 +197,7 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
       directory.remove_results()
       stop.deferred = True
       with experiments.naming_unreadable_images(experiment.splits):
-        _fit(experiment, session, step, seconds, pending, log, guard)
+        _fit(experiment, session, latest, seconds, pending, log, guard)
       stop.deferred = False
     results = _finish(experiment, directory, log)
     guard.any(False)  # a worker that left early would fail the others
@@ -208,30 +205,6 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
   finally:
     if log:
       log.close()
-
-
-def _agree(experiment: experiments.Experiment, guard: guards.Guard,
-           found: list[Any]) -> None:
-  """Compares what the workers have read.
-
-  Args:
-    experiment: with the data.
-    guard: that compares.
-    found: in the run directory, as JSON.
-
-  Raises:
-    exits.PeerLost: if it differs. That may pass: a shared file system can
-      show late what was written on another machine.
-  """
-  splits = experiment.splits
-  digest = _digest([found, [
-      [split.num_examples, split.num_classes, list(split.image_shape)]
-      for split in (splits.train, splits.validation)]])
-  if not guard.same(int(digest[:6], 16)):
-    raise exits.PeerLost(
-        "the workers do not find the same data, checkpoint or records; "
-        "data.path and model_dir must be on file systems that all of them "
-        "share")
 
 
 def _pending(latest: checkpoint.Checkpoint | None,
@@ -253,10 +226,14 @@ def _warn(config: config_lib.ExperimentConfig, evaluates: bool) -> None:
 
 
 def _ends(config: config_lib.ExperimentConfig,
-          directory: run_directory.RunDirectory, step: int) -> bool:
-  """Whether a run at update `step` has no update left to make."""
-  return step >= config.derived.total_steps or stopping.reason(
-      config.evaluation, directory.metrics(), step) is not None
+          directory: run_directory.RunDirectory,
+          latest: checkpoint.Checkpoint | None) -> bool:
+  """Whether a run has no update left to make."""
+  if latest is None:
+    return False
+  after = latest.step + growing.saved_ratio(latest.extra)
+  return after > config.derived.total_steps or stopping.reason(
+      config.evaluation, directory.metrics(), latest.step) is not None
 
 
 def _begin(experiment: experiments.Experiment,
@@ -296,11 +273,12 @@ def _check_data(config: config_lib.ExperimentConfig,
         f"are {now} now; restore the data, or use another model_dir")
 
 
-def _fit(experiment: experiments.Experiment, session: _Session, step: int,
-         seconds: float, pending: dict[str, float] | None,
+def _fit(experiment: experiments.Experiment, session: _Session,
+         latest: checkpoint.Checkpoint | None, seconds: float,
+         pending: dict[str, float] | None,
          log: mlperf_log.MlperfLog | None, guard: guards.Guard) -> None:
   config = experiment.config
-  options = config.evaluation
+  options, step = config.evaluation, latest.step if latest else 0
   experiment.between_batches = guard.between_batches
 
   def evaluate() -> dict[str, float]:
@@ -314,8 +292,9 @@ def _fit(experiment: experiments.Experiment, session: _Session, step: int,
       config, session.directory, evaluate, _pictures(experiment),
       start_step=step, seconds=seconds, quiet=session.quiet,
       evaluates=session.evaluates,
-      learning_rate=lambda s: float(experiment.schedule(s)), log=log,
-      guard=guard, profiler=session.profiler)
+      learning_rate=lambda s: float(experiment.schedule(s)),
+      driver=_driver(experiment, latest), log=log, guard=guard,
+      profiler=session.profiler)
   chain = tf.keras.callbacks.CallbackList(
       [callback], add_history=True, model=experiment.trainer)
   # Keras would warn that evaluating and saving take longer than an update.
@@ -323,7 +302,7 @@ def _fit(experiment: experiments.Experiment, session: _Session, step: int,
   try:
     if pending is not None:
       callback.complete(pending)
-    if not _ends(config, session.directory, step):
+    if not _ends(config, session.directory, latest):
       # Keras counts a shorter first execution as a whole one.
       counted = step - step % config.runtime.steps_per_execution
       experiment.trainer.fit(
@@ -332,6 +311,22 @@ def _fit(experiment: experiments.Experiment, session: _Session, step: int,
           callbacks=chain)
   finally:
     callback.close()
+
+
+def _driver(experiment: experiments.Experiment,
+            latest: checkpoint.Checkpoint | None) -> growing.Driver:
+  """What lets the batch grow, from where the run is."""
+  config = experiment.config
+  every = config.derived.steps_per_epoch
+  if config.curvature.every_samples:
+    every = config.curvature.every_samples / config.data.global_batch_size
+  driver = growing.Driver(
+      components.growth(config), experiment.trainer.growing,
+      total=config.derived.total_steps, updates=latest.step if latest else 0,
+      every=every, estimate=experiment.estimate)
+  if latest and "growth" in latest.extra:  # early checkpoints have none
+    driver.restore(latest.extra["growth"])
+  return driver
 
 
 def _pictures(experiment: experiments.Experiment
@@ -361,8 +356,9 @@ def _finish(experiment: experiments.Experiment,
         f"{directory.file('metrics.jsonl')} has lost its record of update "
         f"{step}; delete the newest checkpoint to make it again")
   results = dict(records[-1])
-  if step < config.derived.total_steps:
-    results["stopped"] = stopping.reason(config.evaluation, records, step)
+  reason = stopping.reason(config.evaluation, records, step)
+  if reason and step < config.derived.total_steps:
+    results["stopped"] = reason
   best = stopping.best_step(config.evaluation, records)
   if best is not None:
     results["best_step"] = best

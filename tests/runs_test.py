@@ -64,6 +64,7 @@ def test_results_and_metrics(finished: pathlib.Path) -> None:
   assert results == records[-1]
   assert set(results) == {
       'step', 'epoch', 'examples_per_second', 'seconds',
+      'updates', 'batch_size', 'learning_rate',
       'train/loss', 'train/accuracy', 'train/clean_loss',
       'train/adversarial_loss', 'train/adversarial_accuracy',
       'train/perturbation_linf', 'train/perturbation_l2',

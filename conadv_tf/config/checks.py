@@ -12,6 +12,7 @@ from typing import Any, Literal, Union
 
 from official.modeling.hyperparams import base_config
 
+from conadv_tf.config import growth_rules
 from conadv_tf.config.schema import (
     ExperimentConfig,
     flatten,
@@ -47,6 +48,21 @@ _RANGES = {
     'method.adversarial_fraction':
         ('above 0 and at most 1', lambda v: 0 < v <= 1),
     'method.adversarial_weight': _PROBABILITY,
+    'method.gamma': _PROBABILITY,
+    'method.gamma_decay': _AT_LEAST_1,
+    'method.gamma_epochs': _NOT_NEGATIVE,
+    'growth.max_batch_size': _AT_LEAST_1,
+    'growth.factor': ('at least 2', lambda v: v >= 2),
+    'growth.epochs': _NOT_NEGATIVE,
+    'growth.decrease': ('above 1', lambda v: v > 1),
+    'growth.patience': _AT_LEAST_1,
+    'curvature.every_samples': ('1 or more, or 0 for an epoch',
+                                lambda v: v >= 0),
+    'curvature.examples': _AT_LEAST_1,
+    'curvature.last_layers': ('1 or more, or 0 for all layers',
+                              lambda v: v >= 0),
+    'curvature.iterations': _AT_LEAST_1,
+    'curvature.tolerance': _POSITIVE,
     'attack.radius': _NOT_NEGATIVE,
     'attack.step_size': _NOT_NEGATIVE,
     'attack.steps': ('at least 1 (attack.radius=0 turns it off)',
@@ -109,6 +125,7 @@ def validate(config: ExperimentConfig) -> None:
   _check_recycled(config)
   _check_reduction(config.runtime)
   _check_schedule(config.schedule)
+  growth_rules.check(config)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
   if len(clipping) > 1:

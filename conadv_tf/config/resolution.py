@@ -1,14 +1,16 @@
 """What follows from a configuration, and how two of them differ."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import checks
+from conadv_tf.config import checks, growth_rules
 from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
     flatten,
+    GROWTH_USES,
     InputError,
     OPTIMIZER_USES,
     SCHEDULE_USES,
@@ -19,6 +21,8 @@ from conadv_tf.config.schema import (
 
 _NO_PART_OF_THE_EXPERIMENT = (
     'runtime', 'checkpoint', 'evaluation', 'mlperf', 'derived')
+_GAMMA = {'method.gamma', 'method.gamma_decay', 'method.gamma_epochs',
+          'method.gamma_rule'}
 
 
 def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
@@ -43,6 +47,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
         f'examples in batches of {batch} round to 0 updates; raise '
         'schedule.epochs or lower data.global_batch_size')
   _check_boundary_steps(schedule, steps_per_epoch)
+  growth_rules.check_examples(resolved, num_examples)
   step_size = attack.step_size
   if step_size is None:
     step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)
@@ -100,14 +105,22 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
              if key in default and value != default[key]]
   ignored = set()
   for choice, uses in (
-      (config.optimizer, OPTIMIZER_USES), (config.schedule, SCHEDULE_USES)):
+      (config.optimizer, OPTIMIZER_USES), (config.schedule, SCHEDULE_USES),
+      (config.growth, GROWTH_USES)):
     every = {key for keys in uses.values() for key in keys}
     ignored |= every - set(uses[choice.name])
   method = config.method
+  if config.growth.name != 'curvature':
+    ignored |= {key for key in default if key.startswith('curvature.')}
+    ignored |= {'method.gamma_decay', 'method.gamma_rule'}
+  if method.name == 'absa':
+    ignored |= _method_keys(default) - {'method.lag', 'method.execution'}
+    ignored |= {'attack.branch'}
+  else:
+    ignored |= _GAMMA
   if method.name == 'vanilla':
     ignored |= {key for key in default if key.startswith('attack.')}
-    ignored |= {key for key in default if key.startswith('method.')}
-    ignored -= {'method.name'}
+    ignored |= _method_keys(default) | _GAMMA
     if config.evaluation.attacks:
       ignored -= {'attack.radius'}  # the default radius of robust accuracy
   elif method.name == 'disadv':
@@ -140,6 +153,12 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   if not config.mlperf.log:
     ignored |= {key for key in default if key.startswith('mlperf.')}
   return [key for key in changed if key in ignored]
+
+
+def _method_keys(keys: Iterable[str]) -> set[str]:
+  """Those of the group but for what is ABSA's own."""
+  return {key for key in keys if key.startswith('method.')} - _GAMMA - {
+      'method.name'}
 
 
 def _check_boundary_steps(

@@ -84,7 +84,9 @@ class ObjectiveConfig(base_config.Config):
 class MethodConfig(base_config.Config):
   """How clean and adversarial examples are combined, and how stale.
 
-  Null `adversarial_weight` gives every stream the same weight.
+  Null `adversarial_weight` gives every stream the same weight. The keys with
+  `gamma` are of `name: absa`: share of adversarial rows, what divides it when
+  the batch grows, and the epoch from which it is 0 (null: never).
   """
   name: str = 'conadv'
   lag: int = 1
@@ -96,6 +98,10 @@ class MethodConfig(base_config.Config):
   attack_every: int = 1
   bn_branches: Literal[1, 2, 3] = 2
   rebalance_branch_gradients: bool = False
+  gamma: float = 0.2
+  gamma_decay: float = 2.0
+  gamma_epochs: float | None = None
+  gamma_rule: Literal['paper', 'released'] = 'paper'
 
 
 @dataclasses.dataclass
@@ -103,7 +109,7 @@ class AttackConfig(base_config.Config):
   """How an adversary is made; radius and step_size are in 1/255.
 
   Null `step_size` means radius for 1 step, else 2.5 * radius / steps; null
-  `random_start` and `branch` mean the method's own default.
+  `random_start`, `branch` and `mode` mean the method's own default.
   """
   radius: float = 4.0
   step_size: float | None = None
@@ -113,7 +119,37 @@ class AttackConfig(base_config.Config):
   random_start: float | None = None
   target: Literal['none', 'random'] = 'none'
   branch: Literal['adversarial', 'clean'] | None = None
-  mode: Literal['batch', 'moving'] = 'batch'
+  mode: Literal['batch', 'moving'] | None = None
+
+
+@dataclasses.dataclass
+class GrowthConfig(base_config.Config):
+  """How the batch grows from `data.global_batch_size` to `max_batch_size`.
+
+  By `factor` at each of `epochs` (`scheduled`, in place of a decay of the
+  learning rate), or where the Hessian's largest eigenvalue falls by `decrease`
+  or has not done so in `patience` evaluations (`curvature`).
+  """
+  name: Literal['none', 'scheduled', 'curvature'] = 'none'
+  max_batch_size: int | None = None
+  factor: int = 2
+  epochs: _List[float] = dataclasses.field(default_factory=list)
+  decrease: float = 2.0
+  patience: int = 10
+
+
+@dataclasses.dataclass
+class CurvatureConfig(base_config.Config):
+  """The estimate during training of the Hessian's largest eigenvalue.
+
+  Every `every_samples` examples (0: an epoch), on so many random training
+  `examples`, of all layers or the `last_layers` with weights.
+  """
+  every_samples: int = 0
+  examples: int = 128
+  last_layers: int = 0
+  iterations: int = 10
+  tolerance: float = 1e-2
 
 
 @dataclasses.dataclass
@@ -252,6 +288,8 @@ class ExperimentConfig(base_config.Config):
   objective: ObjectiveConfig = _group(ObjectiveConfig)
   method: MethodConfig = _group(MethodConfig)
   attack: AttackConfig = _group(AttackConfig)
+  growth: GrowthConfig = _group(GrowthConfig)
+  curvature: CurvatureConfig = _group(CurvatureConfig)
   bn: BatchNormConfig = _group(BatchNormConfig)
   optimizer: OptimizerConfig = _group(OptimizerConfig)
   schedule: ScheduleConfig = _group(ScheduleConfig)
@@ -277,6 +315,12 @@ SCHEDULE_USES = {
     'cosine': ('schedule.warmup_epochs', 'schedule.end_lr'),
     'cyclic': (),
     'constant': ('schedule.warmup_epochs',),
+}
+GROWTH_USES = {
+    'none': (),
+    'scheduled': ('growth.max_batch_size', 'growth.factor', 'growth.epochs'),
+    'curvature': ('growth.max_batch_size', 'growth.factor', 'growth.decrease',
+                  'growth.patience'),
 }
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 import contextlib
+import hashlib
+import json
 import re
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,6 +18,12 @@ _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError,
          tf.errors.InternalError)
 _CHAFF = re.compile(r"\[\[|Restart your program|Additional GRPC|^[{:]")
 _PEER = re.compile(r"onnect|peer|ocket|RPC|heartbeat", re.IGNORECASE)
+
+
+def digest(facts: Any) -> str:
+  """Of facts, as JSON, that all workers must have in common."""
+  text = json.dumps(facts, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Agreement:

@@ -7,7 +7,6 @@ A run is one `fit` over all its updates; epochs are positions in it, so that
 from collections.abc import Callable
 import logging
 import math
-import sys
 import time
 from typing import Any
 
@@ -15,11 +14,14 @@ import tensorflow as tf
 
 from conadv_tf import config as config_lib
 from conadv_tf import exits
+from conadv_tf.methods import growth
 from conadv_tf.training import (
   checkpoint,
+  growing,
   guards,
   mlperf_log,
   profiling,
+  progress,
   run_directory,
   stopping,
   summaries,
@@ -28,38 +30,6 @@ from conadv_tf.training import (
 # Called with () and returns validation figures, keys without a prefix.
 Evaluate = Callable[[], dict[str, float]]
 Pictures = Callable[[], tuple[tf.Tensor, tf.Tensor]]
-
-
-class Progress:
-  """A bar with loss, accuracy and time left; a line an epoch in logs."""
-
-  def __init__(self, total: int, start: int, quiet: bool):
-    """Shows updates `start`..`total`; nothing at all if `quiet`."""
-    self._total = total
-    self._bar = None
-    self._quiet = quiet
-    if not quiet and sys.stdout.isatty():
-      self._bar = tf.keras.utils.Progbar(
-          total - start, unit_name="update",
-          stateful_metrics=["loss", "accuracy", "adversarial_accuracy"])
-    self._start = start  # the bar counts what is left, or its clock errs
-    self._shown = 0.0
-
-  def update(self, step: int, logs: dict[str, Any]) -> None:
-    """Moves the bar, at most five times a second."""
-    now = time.monotonic()
-    if self._bar is None or (now - self._shown < 0.2 and step < self._total):
-      return
-    self._shown = now
-    names = ("loss", "accuracy", "adversarial_accuracy")
-    values = [(n, float(logs[n])) for n in names if n in logs]
-    self._bar.update(step - self._start, values,
-                     finalize=step >= self._total)
-
-  def line(self, text: str) -> None:
-    """Prints a line, above the bar where there is one."""
-    if not self._quiet:
-      print(("\n" if self._bar else "") + text, flush=True)
 
 
 class RunCallback(tf.keras.callbacks.Callback):
@@ -74,6 +44,7 @@ class RunCallback(tf.keras.callbacks.Callback):
                seconds: float = 0.0, quiet: bool = False,
                evaluates: bool = True,
                learning_rate: Callable[[int], float] = lambda step: 0.0,
+               driver: growing.Driver | None = None,
                log: mlperf_log.MlperfLog | None = None,
                guard: guards.Guard | None = None,
                profiler: profiling.StepProfiler | None = None):
@@ -85,11 +56,13 @@ class RunCallback(tf.keras.callbacks.Callback):
       evaluate: computes validation figures with the current weights.
       pictures: makes clean and adversarial images, float [b, h, w, c] in
         the pixel range; None where the method has no attack.
-      start_step: updates made before this `fit`.
+      start_step: updates made before this `fit`; as all steps here, in
+        initial batches, of which a grown update takes several.
       seconds: training time of earlier sessions of this run.
       quiet: prints nothing.
       evaluates: whether to evaluate before the end as well.
-      learning_rate: of an update's index.
+      learning_rate: of an update's index, without growth.
+      driver: of a batch that grows; None where it does not.
       log: told of blocks of epochs and evaluations.
       guard: says when to stop, and is told of everything that moves.
       profiler: of some updates.
@@ -108,7 +81,9 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._log = log
     self._steps_per_epoch = config.derived.steps_per_epoch
     self._total = config.derived.total_steps
-    self._progress = Progress(self._total, start_step, quiet)
+    self._driver = driver or growing.Driver(
+        growth.Growth(), None, total=self._total, updates=start_step)
+    self._progress = progress.Progress(self._total, start_step, quiet)
     self._summaries = summaries.Summaries(directory.path, directory.writes)
     self._checkpointed = time.monotonic()
     # The clock runs while updates run, not while evaluating or saving.
@@ -160,13 +135,13 @@ class RunCallback(tf.keras.callbacks.Callback):
     overdue, self._stopping = self._guard.any(overdue, self._guard.signalled)
     if self._stopping:
       # One update more, since a checkpoint needs the weights before it.
-      self._count = 1
-    self.model.updates_next = self._count
+      self._count = self._driver.batch_ratio
+    self.model.updates_next = self._count // self._driver.batch_ratio
     step = self._step + self._count
     # Where it is cut short, nothing but saving happens.
     self._span = step - start if step == end else 0
     self._will_save = (
-        overdue or self._stopping or step >= self._total or self._crossed(
+        overdue or self._stopping or self._driver.ends(step) or self._crossed(
             self._config.checkpoint.every_epochs, step, self._span))
     # An evaluation may be interrupted, stop the run, or be its best.
     self.model.snapshot_next = (
@@ -178,11 +153,12 @@ class RunCallback(tf.keras.callbacks.Callback):
     """Its start and end in an unbroken run; now it may start later."""
     every = self._config.runtime.steps_per_execution
     start = self._step - self._step % every
-    return start, min(start + every, self._total)
+    length = every * self._driver.before(self._step)
+    return start, min(start + length, self._total)
 
   def _evaluation_due(self, step: int, count: int) -> bool:
     options = self._config.evaluation
-    return step >= self._total or self._evaluates and self._crossed(
+    return self._driver.ends(step) or self._evaluates and self._crossed(
         options.every_epochs, step, count, options.offset_epochs)
 
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -192,14 +168,46 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._guard.tick(f"update {self._step}")
     self._check_finite(self._step, logs)
     self._progress.update(self._step, logs)
+    self._grow()
     self._finish_execution(self._step, self._span, logs)
+    if self._driver.grows and self._driver.ends(self._step):
+      self.model.stop_training = True  # Keras does not know of the growth
     if self._profiler:
       self._profiler.after(self._step - self._count, self._count)
+
+  def _grow(self) -> None:
+    """Lets the batch grow, after an estimate where one is due."""
+    begin = time.monotonic()
+    estimate = self._driver.after(self._step, self._count)
+    if estimate is None:
+      return
+    self._guard.tick("estimate of curvature")
+    finite = math.isfinite(estimate.value)
+    self._directory.append_curvature({
+        "step": self._step, **self._driven(self._step),
+        "samples": self._step * self._config.data.global_batch_size,
+        "value": estimate.value if finite else None,
+        "iterations": estimate.iterations})
+    if finite:
+      self._summaries.scalars(
+          "train", self._step, {"eigenvalue": estimate.value})
+    self._clock += time.monotonic() - begin
+
+  def _driven(self, step: int) -> dict[str, float]:
+    """What growth has changed, of the update that ends at `step`."""
+    driver = self._driver
+    values = {
+        "updates": driver.updates,
+        "batch_size": (driver.batch_ratio
+                       * self._config.data.global_batch_size),
+        "learning_rate": driver.rate_factor * self._learning_rate(
+            step - driver.batch_ratio)}
+    return {**values, "gamma": driver.gamma} if driver.grows else values
 
   def _finish_execution(self, step: int, span: int,
                         logs: dict[str, Any]) -> None:
     evaluates = self._evaluation_due(step, span)
-    ends_epoch = step >= self._total or self._crossed(1.0, step, span)
+    ends_epoch = self._driver.ends(step) or self._crossed(1.0, step, span)
     if not (self._will_save or evaluates or ends_epoch or not self._compiled):
       return
     # float() waits for the device, so it comes before the clock is read.
@@ -271,7 +279,7 @@ class RunCallback(tf.keras.callbacks.Callback):
         "Lower schedule.peak_lr")
 
   def _ends(self, step: int) -> bool:
-    return step >= self._total or self.model.stop_training
+    return self._driver.ends(step) or self.model.stop_training
 
   def _stop_clock(self, step: int) -> None:
     elapsed = max(time.monotonic() - self._clock, 1e-9)
@@ -285,8 +293,8 @@ class RunCallback(tf.keras.callbacks.Callback):
   # ---- Records.
 
   def _record_training(self, step: int, values: dict[str, float]) -> None:
-    scalars = dict(values, learning_rate=self._learning_rate(step - 1),
-                   examples_per_second=self.speed, epoch=self._epoch(step))
+    scalars = dict(values, **self._driven(step), epoch=self._epoch(step),
+                   examples_per_second=self.speed)
     self._summaries.scalars("train", step, scalars)
 
   def complete(self, values: dict[str, float]) -> None:
@@ -296,7 +304,7 @@ class RunCallback(tf.keras.callbacks.Callback):
       values: training's figures at that update.
     """
     saves = self._record_evaluation(self._step, values)
-    if saves and self._step < self._total:
+    if saves and not self._driver.ends(self._step):
       self._save(self._step)
 
   def _record_evaluation(self, step: int, values: dict[str, float]) -> bool:
@@ -318,13 +326,15 @@ class RunCallback(tf.keras.callbacks.Callback):
     record = {"step": step, "epoch": round(self._epoch(step), 6)}
     record.update({f"train/{n}": v for n, v in values.items()})
     record.update({f"validation/{n}": v for n, v in figures.items()})
+    record.update(self._driven(step))
     record.update(examples_per_second=round(self.speed, 2),
                   seconds=round(self._seconds, 3))
     self._directory.append_metrics(record)
-    self._progress.line(_summary_line(self._epoch(step), self._total, record))
+    self._progress.line(progress.summary_line(
+        self._epoch(step), self._total, record))
     options, records = self._config.evaluation, self._directory.metrics()
     reason = stopping.reason(options, records, step)
-    if reason and step < self._total:
+    if reason and not self._driver.ends(step):
       self.model.stop_training = True
       self._progress.line(f"stopping at update {step}: evaluation.{reason}")
     if self._log and self._ends(step):
@@ -343,7 +353,8 @@ class RunCallback(tf.keras.callbacks.Callback):
     if not self._directory.writes:
       return
     extra = {"seconds": self._seconds,
-             "num_examples": self._config.derived.num_examples}
+             "num_examples": self._config.derived.num_examples,
+             "growth": self._driver.state()}
     if pending is not None:
       extra["pending"] = pending
     best = stopping.best_step(
@@ -371,15 +382,3 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._summaries.close()
     if self._profiler:
       self._profiler.close()
-
-
-def _summary_line(epoch: float, total: int, record: dict[str, Any]) -> str:
-  parts = [f"epoch {epoch:g}", f"update {record['step']}/{total}"]
-  for name, label in (("train/loss", "loss"), ("train/accuracy", "accuracy"),
-                      ("train/adversarial_accuracy", "adversarial accuracy"),
-                      ("validation/loss", "validation loss"),
-                      ("validation/accuracy", "validation accuracy")):
-    if name in record:
-      parts.append(f"{label} {record[name]:.4f}")
-  parts.append(f"{record['examples_per_second']:.0f} examples/s")
-  return ", ".join(parts)

@@ -1,5 +1,7 @@
 """What keeps a run from hanging, and lets it end in good order."""
 
+from typing import Any
+
 from conadv_tf import exits
 from conadv_tf.distribute import agreement as agreements
 from conadv_tf.distribute import watchdog
@@ -29,9 +31,19 @@ class Guard:
     """See `Agreement.any`."""
     return self._agreement.any(*flags) if self._agreement else flags
 
-  def same(self, number: int) -> bool:
-    """See `Agreement.same`."""
-    return self._agreement is None or self._agreement.same(number)
+  def agree(self, found: Any) -> None:
+    """Compares what the workers have read, as JSON.
+
+    Raises:
+      exits.PeerLost: if it differs. That may pass: a shared file system can
+        show late what was written on another machine.
+    """
+    number = int(agreements.digest(found)[:6], 16)
+    if self._agreement and not self._agreement.same(number):
+      raise exits.PeerLost(
+          "the workers do not find the same data, checkpoint or records; "
+          "data.path and model_dir must be on file systems that all of them "
+          "share")
 
   def tick(self, activity: str) -> None:
     """Something has moved; `activity` says what."""

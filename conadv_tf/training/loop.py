@@ -67,26 +67,30 @@ def choose_training_pass(asked: str | None, method: methods.Method,
 
 
 class Loop:
-  """Runs updates of k micro batches each on every replica."""
+  """Runs updates of k micro batches, or a multiple, on every replica."""
 
   def __init__(self, strategy: tf.distribute.Strategy, micro_batches: int,
                parts: Parts, finish: Callable[[], dict[str, tf.Tensor]],
-               counters: Sequence[tf.Variable], run_eagerly: bool):
+               counters: Sequence[tf.Variable], run_eagerly: bool,
+               ratio: tf.Variable | None = None):
     """Wraps the parts; traces nothing yet.
 
     Args:
       strategy: runs the parts on its replicas.
-      micro_batches: dataset elements per update, k.
+      micro_batches: dataset elements of an initial batch, k.
       parts: one replica's work.
       finish: results to return after an execution.
-      counters: incremented with every update.
+      counters: of initial batches, moved on with every update.
       run_eagerly: as in `tf.keras.Model.compile`.
+      ratio: int64, initial batches that make an update; read anew for each,
+        so that the batch grows without another trace. None means 1.
     """
     self._strategy = strategy
     self._micro_batches = micro_batches
     self._parts = parts
     self._finish = finish
     self._counters = counters
+    self._ratio = ratio
     compiled = ((lambda f: f) if run_eagerly
                 else lambda f: tf.function(f, autograph=False))
     self.one = compiled(self._one)
@@ -123,24 +127,27 @@ class Loop:
     return self._finish()
 
   def _each_element(self, part: Callable[[Any, tf.Tensor], None],
-                    iterator: Iterator) -> tf.Tensor:
+                    iterator: Iterator,
+                    ratio: int | tf.Tensor = 1) -> tf.Tensor:
     def body(element: tf.Tensor) -> tf.Tensor:
       self._strategy.run(part, args=(next(iterator), element))
       return element + 1
-    return _repeat(body, self._micro_batches)
+    return _repeat(body, self._micro_batches * ratio)
 
   def _update(self, iterator: Iterator) -> None:
-    if self._micro_batches == 1:
+    ratio = 1 if self._ratio is None else tf.cast(
+        self._ratio.read_value(), tf.int32)
+    if self._micro_batches == 1 and self._ratio is None:
       data = next(iterator)
       fetched = tf.nest.flatten(data, expand_composites=True)
       self._strategy.run(self._parts.whole, args=(data,))
     else:
-      fetched = [self._each_element(self._parts.accumulate, iterator)]
+      fetched = [self._each_element(self._parts.accumulate, iterator, ratio)]
       self._strategy.run(self._parts.apply)
     # Where the data have run out, nothing may count as an update.
     with tf.name_scope("update"), tf.control_dependencies(fetched):
       for counter in self._counters:
-        counter.assign_add(1)
+        counter.assign_add(tf.cast(ratio, counter.dtype))
 
 
 def _repeat(body: Callable[[tf.Tensor], tf.Tensor],

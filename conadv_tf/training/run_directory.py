@@ -5,6 +5,7 @@ model_dir/
   checkpoints/   see checkpoint.py
   train/ validation/   TensorBoard events
   metrics.jsonl  one object per evaluation
+  curvature.jsonl  one object per estimate of the largest eigenvalue
   results.json   the last one, when the run is finished
   mlperf.log     where it is asked for, see mlperf_log.py
 """
@@ -139,20 +140,32 @@ class RunDirectory:
     if not self.writes:
       self.metrics().append(record)
     else:
-      with self._naming_full_disks(), open(
-          self.file("metrics.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+      self._append("metrics.jsonl", record)
+
+  def append_curvature(self, record: dict[str, Any]) -> None:
+    """Adds one line to curvature.jsonl.
+
+    Raises:
+      InputError: if the disk refuses.
+    """
+    if self.writes:
+      self._append("curvature.jsonl", record)
+
+  def _append(self, name: str, record: dict[str, Any]) -> None:
+    with self._naming_full_disks(), open(
+        self.file(name), "a", encoding="utf-8") as file:
+      file.write(json.dumps(record) + "\n")
 
   def metrics(self) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a torn last line is left out."""
     if self.writes:
-      return self._read_metrics()
+      return self._read("metrics.jsonl")
     if self._records is None:
-      self._records = self._read_metrics()
+      self._records = self._read("metrics.jsonl")
     return self._records
 
-  def _read_metrics(self) -> list[dict[str, Any]]:
-    path = self.file("metrics.jsonl")
+  def _read(self, name: str) -> list[dict[str, Any]]:
+    path = self.file(name)
     if not os.path.exists(path):
       return []
     records = []
@@ -168,16 +181,17 @@ class RunDirectory:
           logging.warning("%s: dropping a damaged line", path)
     return records
 
-  def cut_metrics(self, step: int) -> None:
+  def cut_records(self, step: int) -> None:
     """Removes what was recorded after `step`: it will be made again.
 
     Raises:
       InputError: if the disk refuses.
     """
-    kept = self._records = [r for r in self.metrics() if r["step"] <= step]
-    if self.writes and os.path.exists(self.file("metrics.jsonl")):
-      self._replace("metrics.jsonl",
-                    "".join(json.dumps(r) + "\n" for r in kept))
+    self._records = [r for r in self.metrics() if r["step"] <= step]
+    for name in ("metrics.jsonl", "curvature.jsonl"):
+      if self.writes and os.path.exists(self.file(name)):
+        kept = [r for r in self._read(name) if r["step"] <= step]
+        self._replace(name, "".join(json.dumps(r) + "\n" for r in kept))
 
   def write_results(self, results: dict[str, Any]) -> None:
     """Writes results.json, which marks the run as finished.

@@ -14,6 +14,7 @@ from conadv_tf.training import (
   batches,
   feeding,
   finite,
+  growing,
   loop,
   means,
   reduction,
@@ -37,7 +38,9 @@ class Trainer(split_model.SplitModel):
     network: the converted clone of the model (`layers.network.Network`).
     method: the training method.
     attack: the attack with the method's defaults filled in.
-    step_counter: int64 variable, weight updates so far.
+    step_counter: int64 variable, initial batches so far; without growth,
+      weight updates.
+    growing: how many of them make an update now, or None.
     staleness: earlier weights and held batches.
     nonfinite: which updates were not finite.
     updates_next: set before an execution of so many updates.
@@ -53,7 +56,8 @@ class Trainer(split_model.SplitModel):
                micro_batches: int = 1, deterministic: bool = False,
                reduce_dtype: str = "float32", reduce_pack_mib: float = 8.0,
                bn_group_size: int = 1, skip_nonfinite: bool = False,
-               training_pass: str | None = None, name: str = "trainer"):
+               training_pass: str | None = None, grows: bool = False,
+               name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
     Args:
@@ -76,14 +80,15 @@ class Trainer(split_model.SplitModel):
       training_pass: whether clean and adversarial rows go through the
         network "joined", or "separate", side by side; the same but rounding.
         None means the method's usual one.
+      grows: whether batch, rate and gamma may change, by `growing`.
       name: of the Keras model.
 
     Raises:
       ValueError: if an argument is out of range or the model cannot be
         converted (the message names the layer).
     """
-    _check(pixel_range, micro_batches)
     method = method or vanilla.Vanilla()
+    _check(pixel_range, micro_batches, method, grows)
     super().__init__(model, method.branches, name, bn_group_size)
     self.training_pass = loop.choose_training_pass(
         training_pass, method, self.network.exchanges_statistics)
@@ -97,6 +102,7 @@ class Trainer(split_model.SplitModel):
     self.reduce_pack_mib = reduce_pack_mib
     with self.distribute_strategy.scope():
       self.step_counter = strategies.counter("step")
+      self.growing = growing.GrowingBatch(method.gamma) if grows else None
       self.staleness = staleness.Staleness(
           self.method, self.network, self.step_counter)
       self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
@@ -211,7 +217,9 @@ class Trainer(split_model.SplitModel):
                          + tf.cast(replica.replica_id_in_sync_group,
                                    tf.int32)),
         pixel_range=self.pixel_range, first=first,
-        joined=self.training_pass == "joined", **options)
+        joined=self.training_pass == "joined",
+        gamma=(self.growing.gamma.read_value() if self.growing
+               else self.method.gamma), **options)
 
   def train_step(self, data: Any, element: tf.Tensor) -> methods.StepResult:
     """One virtual replica's share of an update; assigns held state only.
@@ -314,7 +322,7 @@ class Trainer(split_model.SplitModel):
             tf.zeros(spec[1].shape, spec[1].dtype))
       self._means.create(self.method, spec[1],
                          tf.TensorSpec(self.network.output_shape))
-      if self.micro_batches > 1:
+      if self.micro_batches > 1 or self.growing:
         self._accumulator = tf.Variable(
             tf.zeros([self._packing.size], self._packing.dtype),
             trainable=False, name="accumulator",
@@ -337,7 +345,8 @@ class Trainer(split_model.SplitModel):
         parts.jit_compiled() if self.jit_compile else parts,
         finish=lambda: means.results(self.metrics, self.distribute_strategy),
         counters=(self.step_counter, self._train_counter),
-        run_eagerly=self.run_eagerly)
+        run_eagerly=self.run_eagerly,
+        ratio=self.growing.ratio if self.growing else None)
     self.train_function = self._execute
     return self._execute
 
@@ -352,9 +361,12 @@ class Trainer(split_model.SplitModel):
         takes_snapshot)
 
 
-def _check(pixel_range: tuple[float, float], micro_batches: int) -> None:
+def _check(pixel_range: tuple[float, float], micro_batches: int,
+           method: methods.Method, grows: bool) -> None:
   low, high = pixel_range
   if not low < high:
     raise ValueError(f"pixel_range must rise, got {pixel_range}")
   if micro_batches < 1:
     raise ValueError(f"micro_batches must be >= 1, got {micro_batches}")
+  if grows:
+    growing.check(method)

@@ -10,6 +10,7 @@ import pytest
 
 from conadv_tf import config
 from conadv_tf.training import callbacks, checkpoint, run_directory
+from conadv_tf.training import progress as progress_lib
 from tests import tiny
 
 
@@ -157,23 +158,24 @@ def test_records(tmp_path: pathlib.Path, clock: _Clock) -> None:
   assert [r['seconds'] for r in records] == [1024.0, 1030.0]
   assert records[-1] == {
       'step': 6, 'epoch': 2.0, 'train/loss': 2.0, 'validation/loss': 1.0,
-      'validation/accuracy': 0.5, 'examples_per_second': 4.0,
+      'validation/accuracy': 0.5, 'updates': 6, 'batch_size': 8,
+      'learning_rate': 0.0, 'examples_per_second': 4.0,
       'seconds': 1030.0}
 
 
 def test_only_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str]) -> None:
-  progress = callbacks.Progress(total=4, start=0, quiet=False)
+  progress = progress_lib.Progress(total=4, start=0, quiet=False)
   progress.update(1, {'loss': 1.0})
   progress.line('epoch 1')
-  callbacks.Progress(total=4, start=0, quiet=True).line('epoch 1')
+  progress_lib.Progress(total=4, start=0, quiet=True).line('epoch 1')
   assert capsys.readouterr().out == 'epoch 1\n'
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str],
                              monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr('sys.stdout.isatty', lambda: True)
-  progress = callbacks.Progress(total=6, start=2, quiet=False)
+  progress = progress_lib.Progress(total=6, start=2, quiet=False)
   progress.update(6, {'loss': 0.25, 'accuracy': 0.5, 'gradient_norm': 9.0})
   shown = capsys.readouterr().out
   assert '4/4 [' in shown and 'loss: 0.2500' in shown

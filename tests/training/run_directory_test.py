@@ -17,7 +17,7 @@ def _opened(path: pathlib.Path) -> run_directory.RunDirectory:
 def test_looking_writes_nothing(tmp_path: pathlib.Path) -> None:
   directory = run_directory.RunDirectory(str(tmp_path / 'new'))
   directory.check(tiny.load())
-  directory.cut_metrics(0)
+  directory.cut_records(0)
   assert directory.saved_config() is None
   assert (directory.metrics(), directory.results()) == ([], None)
   assert directory.checkpoints.latest() is None
@@ -77,13 +77,13 @@ def test_metrics_are_cut_back_to_the_checkpoint(
     file.write('{"step": 8, "lo')
   assert [r['step'] for r in directory.metrics()] == [2, 4, 6]
   assert 'dropping a damaged line' in caplog.text
-  directory.cut_metrics(4)
+  directory.cut_records(4)
   assert directory.metrics() == [{'step': 2, 'loss': 2 / 3},
                                  {'step': 4, 'loss': 4 / 3}]
   directory.append_metrics({'step': 5})
   assert (tmp_path / 'metrics.jsonl').read_text().splitlines()[-1] == (
       '{"step": 5}')
-  directory.cut_metrics(0)
+  directory.cut_records(0)
   assert (tmp_path / 'metrics.jsonl').read_text() == ''
 
 
