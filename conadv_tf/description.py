@@ -203,6 +203,8 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
         f"{attack.resolved_step_size:g}, all in 1/255 ({attack.norm}, "
         f"{attack.direction})")
   lines += _batch_lines(config, method)
+  if config.growth.name != "none":
+    lines.append(_growth_line(config))
   lines += [_rate_line(config, rates), _evaluation_line(config)]
   if config.optimizer.name == "lars":
     further = (len(method.branches) - 1) * figures.branch_tensors
@@ -250,6 +252,23 @@ def _batch_lines(config: config_lib.ExperimentConfig,
       f"{math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)",
       f"batch statistics: over {images} images, {group} replica(s) together",
   ]
+
+
+def _growth_line(config: config_lib.ExperimentConfig) -> str:
+  """How the batch grows, and the bounds of the number of updates."""
+  growth, total = config.growth, config.derived.total_steps
+  batch, largest = config.data.global_batch_size, growth.max_batch_size
+  when = f"at epochs {', '.join(f'{e:g}' for e in growth.epochs)}"
+  if growth.name == "curvature":
+    every = config.curvature.every_samples
+    layers = config.curvature.last_layers
+    when = (f"where the largest eigenvalue"
+            f"{f' of the last {layers} layers' if layers else ''}, estimated "
+            f"every {f'{every:,} examples' if every else 'epoch'} on "
+            f"{config.curvature.examples:,}, has fallen by "
+            f"{growth.decrease:g} or has not in {growth.patience} estimates")
+  return (f"growth: from {batch:,} to {largest:,} examples, by {growth.factor} "
+          f"{when}; {total * batch // largest:,} to {total:,} updates")
 
 
 def _rate_line(config: config_lib.ExperimentConfig,

@@ -325,4 +325,7 @@ def build(config: config_lib.ExperimentConfig,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:
       raise config_lib.InputError(error) from error
-  return Experiment(config, splits, strategy, trainer, schedule, outputs)
+  experiment = Experiment(config, splits, strategy, trainer, schedule, outputs)
+  if config.growth.name == "curvature":  # what cannot be must not begin
+    experiment.curvature.hessian(1, config.curvature.last_layers)
+  return experiment

@@ -44,13 +44,12 @@ def summary_line(epoch: float, total: int, record: dict[str, Any]) -> str:
 
   Args:
     epoch: at which it was made.
-    total: updates of the run; of a batch that grows, initial batches.
+    total: updates of the run; with a batch that grows not known.
     record: of metrics.jsonl.
   """
-  step, updates = record["step"], record["updates"]
+  grown = f"update {record['updates']}, of {record['batch_size']} examples"
   parts = [f"epoch {epoch:g}",
-           f"update {step}/{total}" if updates == step else
-           f"update {updates} of {record['batch_size']} examples"]
+           grown if "gamma" in record else f"update {record['step']}/{total}"]
   for name, label in (("train/loss", "loss"), ("train/accuracy", "accuracy"),
                       ("train/adversarial_accuracy", "adversarial accuracy"),
                       ("validation/loss", "validation loss"),
