@@ -25,7 +25,15 @@ from conadv_tf.evaluation import robust
 from conadv_tf.methods import absa
 from conadv_tf.methods import growth as growth_lib
 from conadv_tf.methods import method as method_lib
-from conadv_tf.models import applications, resnet, resnet_cifar, user
+from conadv_tf.models import (
+  alexnet,
+  applications,
+  resnet,
+  resnet_cifar,
+  squeezenext,
+  user,
+  wide_resnet,
+)
 
 DATASETS: dict[str, Callable[[config_lib.DataConfig], sources.Splits]] = {
     "digits": digits.load,
@@ -41,6 +49,13 @@ MODELS: dict[str, Callable[..., tf.keras.Model]] = {
     "resnet20": resnet_cifar.resnet20,
     "resnet32": resnet_cifar.resnet32,
     "resnet56": resnet_cifar.resnet56,
+    "resnet18_cifar": resnet_cifar.resnet18_cifar,
+    "wrn_16_4": wide_resnet.wrn_16_4,
+    "wrn_28_10": wide_resnet.wrn_28_10,
+    "squeezenext23": squeezenext.squeezenext23,
+    "squeezenext23_v5": squeezenext.squeezenext23_v5,
+    "svhn_c1": alexnet.svhn_c1,
+    "alexnet": alexnet.alexnet,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,

@@ -4,18 +4,20 @@ He et al., "Deep residual learning for image recognition" (CVPR 2016), section
 4.2: depth 6n+2, three stages of n two-convolution blocks with 16, 32 and 64
 filters, batch normalisation after every convolution and before the ReLU. The
 shortcuts are the paper's option A: where the shape changes, every second pixel
-and zeros for the new channels, so they have no parameters.
+and zeros for the new channels, so they have no parameters. Option B, which most
+public code has, projects them: `shortcut: projection`.
+
+`resnet18_cifar` is the network that papers on CIFAR call ResNet-18: the four
+stages of the ImageNet network behind a 3x3 convolution, without pooling.
 """
 
-from typing import Any, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-from conadv_tf import config
-from conadv_tf.models import arguments
+from conadv_tf.models import arguments, parts
 
 layers = tf.keras.layers
-PixelStatistic = float | Sequence[float]
 
 
 def resnet8(
@@ -46,14 +48,27 @@ def resnet56(
   return _checked(56, input_shape, num_classes, args)
 
 
+def resnet18_cifar(
+    input_shape: arguments.ImageShape, num_classes: int, **args: Any
+) -> tf.keras.Model:
+  """Depth 18, 11.2 million parameters; `args` as in `resnet`.
+
+  Four stages; the width is 64 and shortcuts are projections by default.
+  """
+  return _checked(18, input_shape, num_classes, args, stages=4, width=64,
+                  shortcut="projection")
+
+
 def resnet(
     input_shape: arguments.ImageShape,
     num_classes: int,
     *,
     depth: int,
+    stages: int = 3,
     width: int = 16,
-    pixel_mean: PixelStatistic = 127.5,
-    pixel_std: PixelStatistic = 127.5,
+    shortcut: str = "zeros",
+    pixel_mean: parts.PixelStatistic = 127.5,
+    pixel_std: parts.PixelStatistic = 127.5,
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
 ) -> tf.keras.Model:
@@ -62,8 +77,12 @@ def resnet(
   Args:
     input_shape: (height, width, channels) of the images.
     num_classes: number of logits.
-    depth: 6n+2, the number of layers with weights.
-    width: filters of the first stage; the others have twice and four times.
+    depth: 2*stages*n+2, the number of layers with weights, without those of
+      shortcuts.
+    stages: each but the first halves the image.
+    width: filters of the first stage; the others double it in turn.
+    shortcut: where the shape changes, "zeros" (option A) or "projection" (a
+      strided 1x1 convolution and batch normalisation, option B).
     pixel_mean: subtracted from the pixels, one number or one per channel.
     pixel_std: divides them then. The defaults bring 0..255 to -1..1.
     batch_norm_momentum: share of the old moving statistics in the new.
@@ -72,114 +91,62 @@ def resnet(
   Returns:
     A functional model: float images [b, h, w, c] in 0..255 -> float32 logits
     [b, num_classes].
+
+  Raises:
+    InputError: that names the first argument that cannot be.
   """
-  _check(depth, width, batch_norm_momentum, batch_norm_epsilon)
-
-  def normalize(x: tf.Tensor, name: str) -> tf.Tensor:
-    return layers.BatchNormalization(
-        momentum=batch_norm_momentum, epsilon=batch_norm_epsilon,
-        name=f"{name}_bn")(x)
-
+  _check(depth, stages, width, shortcut)
+  part = parts.Parts(batch_norm_momentum, batch_norm_epsilon)
   inputs = layers.Input(input_shape, name="image")
-  x = _rescaling(input_shape[-1], pixel_mean, pixel_std)(inputs)
-  x = _convolution(x, width, 1, "stem")
-  x = layers.ReLU(name="stem_relu")(normalize(x, "stem"))
-  for stage in range(3):
+  x = parts.rescaling(input_shape[-1], pixel_mean, pixel_std)(inputs)
+  x = part.norm_relu(part.convolution(x, width, 3, 1, "stem"), "stem")
+  for stage in range(stages):
     filters = width * 2**stage
-    for block in range((depth - 2) // 6):
+    for block in range((depth - 2) // (2 * stages)):
       name = f"stage{stage + 1}_block{block + 1}"
       strides = 2 if stage and not block else 1
-      shortcut = _shortcut(x, filters, strides, name)
-      x = _convolution(x, filters, strides, f"{name}_1")
-      x = layers.ReLU(name=f"{name}_1_relu")(normalize(x, f"{name}_1"))
-      x = normalize(_convolution(x, filters, 1, f"{name}_2"), f"{name}_2")
-      x = layers.Add(name=f"{name}_add")([x, shortcut])
+      side = x
+      if strides > 1:
+        side = (_zeros(x, filters, strides, name) if shortcut == "zeros"
+                else _projection(part, x, filters, strides, name))
+      x = part.convolution(x, filters, 3, strides, f"{name}_1")
+      x = part.norm_relu(x, f"{name}_1")
+      x = part.norm(
+          part.convolution(x, filters, 3, 1, f"{name}_2"), f"{name}_2")
+      x = layers.Add(name=f"{name}_add")([x, side])
       x = layers.ReLU(name=f"{name}_relu")(x)
-  # The head stays in float32 under mixed precision.
-  x = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
-  logits = layers.Dense(
-      num_classes, kernel_initializer="he_normal", dtype="float32",
-      name="logits")(x)
-  return tf.keras.Model(inputs, logits, name=f"resnet{depth}")
+  return tf.keras.Model(
+      inputs, parts.head(x, num_classes), name=f"resnet{depth}")
 
 
 def _checked(
     depth: int, input_shape: arguments.ImageShape, num_classes: int,
-    args: dict[str, Any],
+    args: dict[str, Any], stages: int = 3, **defaults: Any,
 ) -> tf.keras.Model:
   """Builds the network of a given depth from unchecked arguments."""
   arguments.check(resnet, args, f"resnet{depth}",
-                  taken=("input_shape", "num_classes", "depth"))
-  return resnet(input_shape, num_classes, depth=depth, **args)
+                  taken=("input_shape", "num_classes", "depth", "stages"))
+  return resnet(input_shape, num_classes, depth=depth, stages=stages,
+                **{**defaults, **args})
 
 
-def _check(depth: Any, width: Any, momentum: Any, epsilon: Any) -> None:
+def _check(depth: Any, stages: Any, width: Any, shortcut: Any) -> None:
   """Raises InputError that names the first argument that cannot be."""
-
-  def is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
-
-  def is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < 1
-
-  for key, value, valid, wanted in (
-      ("depth", depth, is_whole(depth, 8) and depth % 6 == 2,
-       "6n+2 (8, 20, 32, 56, ...)"),
-      ("width", width, is_whole(width, 1), "a positive whole number"),
-      ("batch_norm_momentum", momentum, is_share(momentum),
-       "a number in [0, 1)"),
-      ("batch_norm_epsilon", epsilon, is_share(epsilon),
-       "a number in [0, 1)")):
-    if not valid:
-      raise config.InputError(
-          f"model.args.{key} is {value!r}: it must be {wanted}")
+  parts.require_whole("stages", stages)
+  least, unit = 2 * stages + 2, 2 * stages
+  parts.require(
+      "depth", depth,
+      isinstance(depth, int) and depth >= least and depth % unit == 2 % unit,
+      f"{unit}n+2 ({least}, {least + unit}, {least + 2 * unit}, ...)")
+  parts.require_whole("width", width)
+  parts.require("shortcut", shortcut, shortcut in ("zeros", "projection"),
+                "zeros or projection")
 
 
-def _rescaling(
-    channels: int, mean: PixelStatistic, std: PixelStatistic
-) -> layers.Layer:
-  """The layer that computes (pixel - mean) / std.
-
-  It runs in float32 under mixed precision: bfloat16 has no pixels between the
-  whole ones above 128, so it would round small perturbations away.
-  """
-  values = {}
-  for key, statistic in (("pixel_mean", mean), ("pixel_std", std)):
-    row = [statistic] if isinstance(statistic, (int, float)) else statistic
-    numbers = isinstance(row, (list, tuple)) and all(
-        isinstance(value, (int, float)) for value in row)
-    if not numbers or len(row) not in (1, channels):
-      raise config.InputError(
-          f"model.args.{key} is {statistic!r}: it must be one number or one "
-          f"per channel ({channels})")
-    values[key] = [float(value) for value in row] * (channels // len(row))
-  if min(values["pixel_std"]) <= 0:
-    raise config.InputError(
-        f"model.args.pixel_std is {std!r}: it must be positive")
-  return layers.Rescaling(
-      scale=[1 / s for s in values["pixel_std"]],
-      offset=[-m / s for m, s in zip(*values.values(), strict=True)],
-      dtype="float32", name="normalize")
-
-
-def _convolution(
-    x: tf.Tensor, filters: int, strides: int, name: str
-) -> tf.Tensor:
-  """3x3 convolution, one pixel of zeros on every side."""
-  # TensorFlow's "same" pads a strided convolution on the far side only, which
-  # would shift it by a pixel against its shortcut.
-  x = layers.ZeroPadding2D(1, name=f"{name}_pad")(x)
-  return layers.Conv2D(
-      filters, 3, strides=strides, use_bias=False,
-      kernel_initializer="he_normal", name=f"{name}_conv")(x)
-
-
-def _shortcut(
+def _zeros(
     x: tf.Tensor, filters: int, strides: int, name: str
 ) -> tf.Tensor:
   """Option A: every `strides`-th pixel, zeros as the missing channels."""
-  if strides == 1:
-    return x
   x = layers.AveragePooling2D(1, strides=strides, name=f"{name}_subsample")(x)
   missing = filters - x.shape[-1]
   # Read as [b, channels, h, w], the last axis of our tensor is a "width", which
@@ -187,3 +154,11 @@ def _shortcut(
   return layers.ZeroPadding2D(
       ((0, 0), (missing // 2, missing - missing // 2)),
       data_format="channels_first", name=f"{name}_new_channels")(x)
+
+
+def _projection(
+    part: parts.Parts, x: tf.Tensor, filters: int, strides: int, name: str
+) -> tf.Tensor:
+  """Option B: a strided 1x1 convolution and batch normalisation."""
+  side = f"{name}_shortcut"
+  return part.norm(part.convolution(x, filters, 1, strides, side), side)
