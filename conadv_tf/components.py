@@ -150,10 +150,10 @@ Schedule = tf.keras.optimizers.schedules.LearningRateSchedule
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "polynomial": lambda s, d: optimizers.Polynomial(
-        s.peak_lr, d.total_steps + (s.convention == "mlperf"), d.warmup_steps,
+        s.peak_lr, d.decay_steps + (s.convention == "mlperf"), d.warmup_steps,
         s.power, s.end_lr),
     "cosine": lambda s, d: optimizers.Cosine(
-        s.peak_lr, d.total_steps, d.warmup_steps, s.end_lr),
+        s.peak_lr, d.decay_steps, d.warmup_steps, s.end_lr),
     "cyclic": lambda s, d: optimizers.Cyclic(s.peak_lr, d.total_steps),
     "constant": lambda s, d: optimizers.Constant(s.peak_lr, d.warmup_steps),
     "piecewise": lambda s, d: optimizers.Piecewise(

@@ -84,6 +84,7 @@ _RANGES = {
     'schedule.warmup_epochs': _NOT_NEGATIVE,
     'schedule.power': _POSITIVE,
     'schedule.end_lr': _NOT_NEGATIVE,
+    'schedule.decay_epochs': _POSITIVE,
     'schedule.boundaries': _NOT_NEGATIVE,
     'schedule.values': _NOT_NEGATIVE,
     'runtime.num_replicas': _AT_LEAST_1,
@@ -257,6 +258,14 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
     raise InputError(
         f'schedule.warmup_epochs: must be at most schedule.epochs '
         f'({show(schedule.epochs)}), got {show(schedule.warmup_epochs)}')
+  decay = schedule.decay_epochs
+  if ('schedule.decay_epochs' in SCHEDULE_USES[schedule.name]
+      and decay is not None
+      and not schedule.warmup_epochs <= decay <= schedule.epochs):
+    raise InputError(
+        'schedule.decay_epochs: must be from schedule.warmup_epochs '
+        f'({show(schedule.warmup_epochs)}) to schedule.epochs '
+        f'({show(schedule.epochs)}), got {show(decay)}')
   if ('schedule.end_lr' in SCHEDULE_USES[schedule.name]
       and schedule.end_lr > schedule.peak_lr):
     raise InputError(

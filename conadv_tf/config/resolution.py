@@ -57,6 +57,9 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
       num_examples=int(num_examples),
       total_steps=total_steps,
       warmup_steps=min(total_steps, warmup_steps),
+      decay_steps=total_steps if schedule.decay_epochs is None else max(
+          1, warmup_steps, min(total_steps, round(
+              schedule.decay_epochs * steps_per_epoch))),
       steps_per_epoch=steps_per_epoch,
       micro_batch_size=batch // runtime.micro_batches,
       replica_batch_size=batch // virtual_replicas,
@@ -132,7 +135,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
       method.lag == 0 or method.pairing == 'next_batch'):
     ignored |= {'method.execution'}
   if config.data.name != 'tfds':
-    ignored |= {'data.builder'}
+    ignored |= {'data.builder', 'data.train_split'}
   if config.data.name in ('digits', 'synthetic'):
     ignored |= {'data.path'}
   if config.data.name != 'tfrecord':

@@ -25,6 +25,8 @@ class InputError(ValueError):
 class DataConfig(base_config.Config):
   """What is trained on; `builder` is the TFDS name, null means no limit.
 
+  `train_split` is the builder's split to train on.
+
   `num_examples` keeps a part of the training set; `train_examples` and
   `validation_examples` say how many there must be. A stream's files are read
   in `input_shards` parts, so that a worker need not read all of them.
@@ -32,6 +34,7 @@ class DataConfig(base_config.Config):
   name: str = 'digits'
   path: str | None = None
   builder: str | None = None
+  train_split: str = 'train'
   global_batch_size: int = 256
   image_size: int | None = None
   num_classes: int | None = None
@@ -179,6 +182,8 @@ class OptimizerConfig(base_config.Config):
 class ScheduleConfig(base_config.Config):
   """Learning rate over time, in epochs; `values` are factors of peak_lr.
 
+  At `decay_epochs` the rate reaches end_lr and stays; null: at the end.
+
   `convention: mlperf` counts as the MLPerf reference does: whole updates an
   epoch (N // B), and a decay that is one update longer than the run.
   """
@@ -189,6 +194,7 @@ class ScheduleConfig(base_config.Config):
   warmup_epochs: float = 0.0
   power: float = 2.0
   end_lr: float = 1e-4
+  decay_epochs: float | None = None
   boundaries: _List[float] = dataclasses.field(default_factory=list)
   values: _List[float] = dataclasses.field(default_factory=list)
   convention: Literal['exact', 'mlperf'] = 'exact'
@@ -268,6 +274,7 @@ class DerivedConfig(base_config.Config):
   num_examples: int = 0
   total_steps: int = 0
   warmup_steps: int = 0
+  decay_steps: int = 0
   steps_per_epoch: float = 0.0
   micro_batch_size: int = 0
   replica_batch_size: int = 0
@@ -309,10 +316,11 @@ OPTIMIZER_USES = {
 }
 SCHEDULE_USES = {
     'polynomial': ('schedule.warmup_epochs', 'schedule.power',
-                   'schedule.end_lr'),
+                   'schedule.end_lr', 'schedule.decay_epochs'),
     'piecewise': ('schedule.warmup_epochs', 'schedule.boundaries',
                   'schedule.values'),
-    'cosine': ('schedule.warmup_epochs', 'schedule.end_lr'),
+    'cosine': ('schedule.warmup_epochs', 'schedule.end_lr',
+               'schedule.decay_epochs'),
     'cyclic': (),
     'constant': ('schedule.warmup_epochs',),
 }

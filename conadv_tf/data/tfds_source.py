@@ -13,7 +13,7 @@ _BATCH = 256
 
 
 def load(data: DataConfig) -> source.Splits:
-  """Loads the splits `train` and `validation` (or `test`).
+  """Loads the training split and `validation` (or `test`).
 
   Images of one fixed shape are held decoded. Where shapes vary,
   `data.image_size` asks for another, or `data.preprocessing` crops, images
@@ -23,7 +23,8 @@ def load(data: DataConfig) -> source.Splits:
 
   Args:
     data: `builder` is the name with an optional config and version
-      (`mnist:3.*.*`), `path` the data_dir or null for the library's default.
+      (`mnist:3.*.*`), `train_split` the split to train on (SVHN has `extra`),
+      `path` the data_dir or null for the library's default.
       Data prepared there are read without any network access; otherwise the
       library downloads and prepares them.
 
@@ -32,7 +33,7 @@ def load(data: DataConfig) -> source.Splits:
 
   Raises:
     InputError: unknown builder, preparation failed, no features `image` and
-      `label` of the right kind, no validation split, image_size needed,
+      `label` of the right kind, a split not there, image_size needed,
       another number of examples than stated, or a stream of files that are
       no TFRecords or have gone.
   """
@@ -52,20 +53,21 @@ def load(data: DataConfig) -> source.Splits:
   options = None if fixed else dict(
       image_size=data.image_size, channels=image.shape[-1] or 3,
       preprocessing=data.preprocessing)
+  held_out = _validation_split(builder, data)  # before anything is read
   train, validation = (
-      _split(builder, data, split, num_classes, names, options)
-      for split in ('train', 'validation'))
+      _split(builder, data, split, name, num_classes, names, options)
+      for split, name in (
+          ('train', data.train_split), ('validation', held_out)))
   return source.Splits(source.truncate(train, data.num_examples), validation)
 
 
 def _split(
-    builder: Any, data: DataConfig, split: str, num_classes: int,
+    builder: Any, data: DataConfig, split: str, name: str, num_classes: int,
     class_names: list[str] | None, options: dict[str, Any] | None
 ) -> source.Source:
   """Makes the source of a split; images are decoded if `options` is None."""
-  name, stated = 'train', data.train_examples
-  if split == 'validation':
-    name, stated = _validation_split(builder, data), data.validation_examples
+  stated = (data.train_examples if split == 'train'
+            else data.validation_examples)
   where = f'{data.builder} ({name})'
   known = dict(num_classes=num_classes, class_names=class_names, where=where)
   if options is None:
@@ -168,11 +170,11 @@ def _validation_split(builder: Any, data: DataConfig) -> str:
   """Returns the split to evaluate on, or raises InputError."""
   splits = list(builder.info.splits)
   for name in ('validation', 'test'):
-    if 'train' in splits and name in splits:
+    if data.train_split in splits and name in splits:
       return name
   raise InputError(
       f'data.builder={data.builder}: its splits are {", ".join(splits)}; need '
-      'train and one of validation, test.')
+      f'{data.train_split} (data.train_split) and one of validation, test.')
 
 
 def _read(

@@ -112,7 +112,7 @@ def _optimizer(config: config_lib.ExperimentConfig) -> dict[str, Any]:
     values[f"{key}end_learning_rate"] = schedule.end_lr
     values[f"{key}learning_rate_decay_poly_power"] = schedule.power
     values[f"{key}learning_rate_decay_steps"] = (
-        derived.total_steps - derived.warmup_steps
+        derived.decay_steps - derived.warmup_steps
         + (schedule.convention == "mlperf"))
   if name != "adamw":
     values[f"{key}momentum"] = optimizer.momentum

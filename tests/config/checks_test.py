@@ -127,6 +127,11 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('schedule.warmup_epochs=21',
      ['schedule.warmup_epochs', 'at most schedule.epochs (20.0), got 21.0']),
     ('schedule.end_lr=3', ['schedule.end_lr', 'schedule.peak_lr (2.0)']),
+    ('schedule.decay_epochs=0', ['schedule.decay_epochs: must be above 0']),
+    ('schedule.decay_epochs=21',
+     ['schedule.decay_epochs: must be from', '(0.0) to', '(20.0), got 21.0']),
+    ('schedule.decay_epochs=2,schedule.warmup_epochs=3',
+     ['schedule.decay_epochs: must be from', '(3.0) to']),
     ('schedule.name=piecewise', ['schedule.values: 0 schedule.boundaries']),
     ('schedule.name=piecewise,schedule.boundaries=[3,3],'
      'schedule.values=[1,1,1]', ['schedule.boundaries: must increase']),

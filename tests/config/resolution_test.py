@@ -50,6 +50,18 @@ def test_a_changed_batch_changes_what_is_derived(
   assert config.resolve(loaded, 1000) == again
 
 
+@pytest.mark.parametrize('override, expected', [
+    # 1000 / 48 = 20.83 updates an epoch, 417 in all.
+    ('', 417), ('schedule.decay_epochs=20', 417),
+    ('schedule.decay_epochs=2.5', 52),
+    ('schedule.decay_epochs=2.5,schedule.convention=mlperf', 50),
+    ('schedule.decay_epochs=0.01', 1)])
+def test_steps_of_a_decay(override: str, expected: int) -> None:
+  loaded = config.load([], f'data.global_batch_size=48,{override}'.rstrip(','))
+  derived = config.resolve(loaded, 1000).derived
+  assert derived.decay_steps == expected
+
+
 @pytest.mark.parametrize('convention, expected', [
     # 1000 / 48 = 20.83: 2.5 * 20.83 = 52.08, 1.72 * 20.83 = 35.8.
     ('exact', (1000 / 48, 52, 36)),
@@ -128,11 +140,14 @@ def test_differences() -> None:
     ('optimizer.name=adamw,optimizer.momentum=0.8', ['optimizer.momentum']),
     ('optimizer.beta_1=0.8', ['optimizer.beta_1']),
     ('schedule.name=constant,schedule.power=3', ['schedule.power']),
-    ('schedule.name=cosine,schedule.end_lr=0', []),
+    ('schedule.name=cosine,schedule.end_lr=0,schedule.decay_epochs=2', []),
+    ('schedule.name=constant,schedule.decay_epochs=2',
+     ['schedule.decay_epochs']),
     ('schedule.name=cyclic,schedule.warmup_epochs=1',
      ['schedule.warmup_epochs']),
     ('data.builder=mnist', ['data.builder']),
-    ('data.name=tfds,data.builder=mnist', []),
+    ('data.name=tfds,data.builder=svhn_cropped,data.train_split=extra', []),
+    ('data.train_split=extra', ['data.train_split']),
     ('data.label_offset=0,data.train_examples=3,data.shuffle_buffer=9,'
      'data.deterministic=false',
      ['data.train_examples', 'data.label_offset', 'data.shuffle_buffer',

@@ -75,6 +75,14 @@ class ConadvNoHeldOut(_Tiny):
   HELD_OUT = 'extra'
 
 
+class ConadvMore(ConadvVarying):
+  """Has more training images in a split of their own, as SVHN has."""
+
+  def _split_generators(self, manager: object) -> dict:
+    return {**super()._split_generators(manager),
+            'extra': self._generate_examples(9)}
+
+
 class ConadvBroken(_Tiny):
   """Cannot be prepared."""
 
@@ -104,6 +112,19 @@ def test_fixed_shape_is_held_decoded(tmp_path: pathlib.Path) -> None:
   assert (images == labels[:, None, None, None]).all()
   assert splits.validation.num_examples == 4
   assert _load(tmp_path, 'conadv_fixed', num_examples=5).train.num_examples == 5
+
+
+@pytest.mark.parametrize('cache', [True, False])
+def test_another_split_to_train_on(
+    tmp_path: pathlib.Path, cache: bool) -> None:
+  splits = _load(tmp_path, 'conadv_more', train_split='extra', image_size=8,
+                 cache=cache, train_examples=9)
+  assert (splits.train.num_examples, splits.validation.num_examples) == (9, 4)
+  with pytest.raises(InputError, match=r'=7: conadv_more \(extra'):
+    _load(tmp_path, 'conadv_more', train_split='extra', image_size=8,
+          cache=cache, train_examples=7)
+  with pytest.raises(InputError, match=r'need more \(data.train_split\) and'):
+    _load(tmp_path, 'conadv_more', train_split='more', image_size=8)
 
 
 def test_prepared_data_need_no_preparation(

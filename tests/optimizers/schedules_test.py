@@ -20,6 +20,9 @@ _CASES = {
     'polynomial_of_another_power': (
         schedules.Polynomial(3.7, 100, power=0.7, end_lr=0.5),
         lambda s: reference.polynomial(s, 3.7, 100, 0, 0.7, 0.5)),
+    'polynomial_that_is_held': (
+        schedules.Polynomial(1e-2, 60, end_lr=1e-4),
+        lambda s: reference.polynomial(s, 1e-2, 60, 0, 2.0, 1e-4)),
     'cosine': (
         schedules.Cosine(3.7, 100, 10, end_lr=0.1),
         lambda s: reference.cosine(s, 3.7, 100, 10, 0.1)),
