@@ -1,0 +1,76 @@
+"""How many updates a run makes, for a constant and for a growing batch.
+
+Yao et al., "Large batch size training of neural networks with adversarial
+training and second-order information" (2018), compares strategies by this
+number (Tables 1, 2 and 4 to 7). Lengths are in epochs; where a batch grows,
+its size is counted in micro batches, which are never cut.
+"""
+
+from collections.abc import Sequence
+import fractions
+import math
+
+
+def constant(num_examples: int, epochs: float, batch: int) -> int:
+  """Updates of BL and FB, as the paper prints them: N*E/B, rounded down.
+
+  A run of this package makes `round(N*E/B)`, at most one more.
+
+  Args:
+    num_examples: N, of the training set.
+    epochs: E.
+    batch: B, in examples.
+  """
+  return math.floor(fractions.Fraction(epochs) * num_examples / batch)
+
+
+def growing(
+    micro_batches: int, epochs: float, grow_at: Sequence[float],
+    factor: float, max_ratio: float = math.inf) -> int:
+  """Updates of GG: the batch grows where the rate would have been decayed.
+
+  The rule is that of Smith et al., "Don't decay the learning rate, increase
+  the batch size" (ICLR 2018); an update that has begun when an epoch ends
+  goes on into the next, so only the sum is rounded down.
+
+  Args:
+    micro_batches: in an epoch; the first updates take one each.
+    epochs: of the run.
+    grow_at: increasing epochs, below `epochs`.
+    factor: of the batch at each of them.
+    max_ratio: largest batch over the first one.
+
+  Raises:
+    ValueError: epochs that do not increase.
+  """
+  edges = [0, *grow_at, epochs]
+  if any(a >= b for a, b in zip(edges, edges[1:])):
+    raise ValueError(f"epochs must increase from 0 to {epochs}, got {grow_at}")
+  total = fractions.Fraction(0)
+  for i, (start, end) in enumerate(zip(edges, edges[1:])):
+    ratio = fractions.Fraction(min(factor**i, max_ratio))
+    length = fractions.Fraction(end) - fractions.Fraction(start)
+    total += length * micro_batches / ratio
+  return math.floor(total)
+
+
+def bounds(num_examples: int, epochs: float, batch: int, max_batch: int
+           ) -> tuple[int, int]:
+  """Fewest and most updates of a batch that grows by the curvature (ABS, ABSA).
+
+  `N*E/B_max <= updates <= N*E/B_0`, with the largest batch from the start and
+  never.
+
+  Args:
+    num_examples: N, of the training set.
+    epochs: E.
+    batch: B_0, the first one, in examples.
+    max_batch: B_max, in examples.
+
+  Raises:
+    ValueError: max_batch is below batch.
+  """
+  if max_batch < batch:
+    raise ValueError(f"max_batch {max_batch} is below batch {batch}")
+  return (constant(num_examples, epochs, max_batch),
+          constant(num_examples, epochs, batch))
