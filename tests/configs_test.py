@@ -1,6 +1,7 @@
 """Every shipped configuration: what its head says, and that it runs."""
 
 import json
+import math
 import pathlib
 import re
 
@@ -9,18 +10,21 @@ import pytest
 from conadv_tf import components, config, description, runs
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-_OVERLAYS_OF = 'configs/imagenet/batch/'
+_RECIPES_OF = 'configs/absa/'  # A model each: bl.yaml and its overlays.
 _FILES = sorted(
     path.relative_to(_REPOSITORY).as_posix()
     for path in (_REPOSITORY / 'configs').rglob('*.yaml'))
 # An overlay holds a few keys, for a second --config_file.
-_OVERLAYS = [path for path in _FILES if path.startswith(_OVERLAYS_OF)]
+_OVERLAYS = [
+    path for path in _FILES if path.startswith('configs/imagenet/batch/')
+    or path.startswith(_RECIPES_OF) and not path.endswith('/bl.yaml')]
 _PATHS = [path for path in _FILES if path not in _OVERLAYS]
 _TWO_UPDATES = (
     'data.name=synthetic,data.path=null,data.global_batch_size=8,'
     'data.num_examples=16,data.num_classes=3,data.train_examples=null,'
     'data.validation_examples=null,data.preprocessing=resize,'
     'data.max_bad_examples=0,schedule.epochs=1,schedule.warmup_epochs=0,'
+    'schedule.decay_epochs=null,'
     'runtime.strategy=one_device,runtime.num_replicas=1,'
     'runtime.micro_batches=1,bn.group_size=1,'
     'evaluation.every_epochs=1,evaluation.batch_size=4,'
@@ -28,10 +32,14 @@ _TWO_UPDATES = (
     'evaluation.train_examples=0,checkpoint.every_epochs=1,mlperf.log=false')
 # The smallest images that the network takes; 8 where it is not listed.
 _IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
-               'EfficientNetB0': 32}
-# ImageNet's rates are for thousands of images and a warm-up.
+               'EfficientNetB0': 32, 'alexnet': 63}
+# These rates are for more images than 8, and ImageNet's for a warm-up.
+_TAMED = ('configs/imagenet/', _RECIPES_OF)
 _TAME = ',schedule.peak_lr=0.01,schedule.end_lr=0.0001'
-_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'resnet50')
+_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'resnet50', 'squeezenext23')
+# Over 111 batch normalisations in a row the errors of moving statistics of two
+# updates multiply to validation losses of 1e20 and more.
+_UNSETTLED = ('squeezenext23',)
 _SMALL = 'model.name=resnet8,model.args=null,data.image_size=8'
 
 
@@ -39,9 +47,12 @@ def _files(path: str) -> list[str]:
   """What is loaded: a configuration, an overlay with one that it suits."""
   if path not in _OVERLAYS:
     return [str(_REPOSITORY / path)]
-  base = 'conadv_aa' if '/aa/' in path else 'conadv'
-  return [str(_REPOSITORY / f'configs/imagenet/{base}.yaml'),
-          str(_REPOSITORY / path)]
+  if path.startswith(_RECIPES_OF):
+    base = f'{path.rpartition("/")[0]}/bl.yaml'
+  else:
+    name = 'conadv_aa' if '/aa/' in path else 'conadv'
+    base = f'configs/imagenet/{name}.yaml'
+  return [str(_REPOSITORY / base), str(_REPOSITORY / path)]
 
 
 def _load(path: str) -> config.ExperimentConfig:
@@ -52,7 +63,8 @@ def _two_updates() -> list[object]:
   """All paths, and whether a small model stands in for a large one.
 
   A model runs once as it is, large ones among the slow tests; what comes with
-  the same large model again, or is an overlay, runs with a small one.
+  the same large model again, or is an overlay, runs with a small one. Of the
+  overlays of recipes one model's are not slow.
   """
   # Methods with adversaries first: they are what a model is traced for.
   ordered = sorted(_FILES, key=lambda path: (
@@ -61,16 +73,19 @@ def _two_updates() -> list[object]:
   for path in ordered:
     name = _load(path).model.name
     is_large = name in _LARGE_MODELS
+    again = is_large or path.startswith(_RECIPES_OF)
+    slow = (is_large or name in seen) and not path.startswith(
+        f'{_RECIPES_OF}c1/')
     parameters.append(pytest.param(
-        path, is_large and name in seen,
-        marks=[pytest.mark.slow] if is_large or name in seen else []))
+        path, again and name in seen,
+        marks=[pytest.mark.slow] if slow else []))
     seen.add(name)
   return parameters
 
 
 def test_there_are_configurations_of_every_kind() -> None:
   assert {path.split('/')[1] for path in _PATHS} == {
-      'cifar10', 'digits', 'image_folder', 'imagenet', 'imagenette',
+      'absa', 'cifar10', 'digits', 'image_folder', 'imagenet', 'imagenette',
       'synthetic', 'tfds'}
 
 
@@ -93,7 +108,7 @@ def test_the_head_says_command_hardware_time_and_number(path: str) -> None:
           and '--model_dir=runs/' in text)
   assert 'Hardware: ' in text
   assert 'Time and accuracy: ' in text
-  if path.startswith('configs/imagenet/'):
+  if path.startswith(_TAMED):
     assert 'Source: ' in text
 
 
@@ -159,7 +174,10 @@ def _run_two_updates(files: list[str], pairs: str, folder: pathlib.Path,
       '(, attacking every [0-9]+ batches)?, lag [0-9]; ', described[2])
   assert (results['step'], results['epoch']) == (2, 1.0)
   assert results['validation/examples'] == 4
-  assert 0 < results['validation/loss'] < 1e4
+  assert 0 < results['train/loss'] < 10
+  assert math.isfinite(results['validation/loss'])
+  if small.model.name not in _UNSETTLED:
+    assert 0 < results['validation/loss'] < 1e4
   with open(folder / 'run' / 'results.json', encoding='utf-8') as file:
     assert json.load(file) == results
 
@@ -169,7 +187,7 @@ def test_two_updates(path: str, is_small: bool, tmp_path: pathlib.Path,
                      capsys: pytest.CaptureFixture[str]) -> None:
   size = _IMAGE_SIZE.get(_load(path).model.name, 8)
   pairs = _SMALL if is_small else f'data.image_size={size}'
-  if path.startswith('configs/imagenet/'):
+  if path.startswith(_TAMED):
     pairs += _TAME
   _run_two_updates(_files(path), pairs, tmp_path, capsys)
 
