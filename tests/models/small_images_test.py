@@ -93,6 +93,15 @@ def test_alexnet_drops_only_in_training_and_only_if_asked() -> None:
   np.testing.assert_array_equal(model(x, training=True), model(x))
 
 
+def test_alexnet_starts_uniform_within_the_root_of_its_fan_in() -> None:
+  model = build("alexnet", 63, 10)
+  for name, fan_in in (("conv2", 64 * 25), ("dense2", 4096)):
+    kernel = model.get_layer(name).kernel.numpy()
+    np.testing.assert_allclose(
+        [kernel.min(), kernel.max(), kernel.std() * 3**0.5],
+        np.array([-1, 1, 1]) * fan_in**-0.5, rtol=0.01)
+
+
 def test_svhn_c1_normalises_after_the_relu() -> None:
   model = build("svhn_c1", 8, 10)
   taps = tf.keras.Model(model.input, [
