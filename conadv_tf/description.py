@@ -11,6 +11,7 @@ import tensorflow as tf
 from conadv_tf import attacks, components, optimizers
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
+from conadv_tf.analysis import update_counts
 from conadv_tf.config import mlperf_rules
 from conadv_tf.distribute import strategies
 from conadv_tf.layers import split_batch_norm
@@ -255,11 +256,17 @@ def _batch_lines(config: config_lib.ExperimentConfig,
 
 
 def _growth_line(config: config_lib.ExperimentConfig) -> str:
-  """How the batch grows, and the bounds of the number of updates."""
-  growth, total = config.growth, config.derived.total_steps
-  batch, largest = config.data.global_batch_size, growth.max_batch_size
-  when = f"at epochs {', '.join(f'{e:g}' for e in growth.epochs)}"
-  if growth.name == "curvature":
+  """How the batch grows, and how many updates that makes."""
+  growth, derived = config.growth, config.derived
+  batch, epochs = config.data.global_batch_size, config.schedule.epochs
+  if growth.name == "scheduled":
+    when = f"at epochs {', '.join(f'{e:g}' for e in growth.epochs)}"
+    count = update_counts.growing(
+        derived.steps_per_epoch, epochs,
+        [min(epoch, epochs) for epoch in growth.epochs], growth.factor,
+        growth.max_batch_size / batch)
+    updates = f"about {count:,}"
+  else:
     every = config.curvature.every_samples
     layers = config.curvature.last_layers
     when = (f"where the largest eigenvalue"
@@ -267,8 +274,11 @@ def _growth_line(config: config_lib.ExperimentConfig) -> str:
             f"every {f'{every:,} examples' if every else 'epoch'} on "
             f"{config.curvature.examples:,}, has fallen by "
             f"{growth.decrease:g} or has not in {growth.patience} estimates")
-  return (f"growth: from {batch:,} to {largest:,} examples, by {growth.factor} "
-          f"{when}; {total * batch // largest:,} to {total:,} updates")
+    least, most = update_counts.bounds(
+        derived.num_examples, epochs, batch, growth.max_batch_size)
+    updates = f"{least:,} to {most:,}"
+  return (f"growth: from {batch:,} to {growth.max_batch_size:,} examples, by "
+          f"{growth.factor} {when}; {updates} updates")
 
 
 def _rate_line(config: config_lib.ExperimentConfig,

@@ -25,7 +25,7 @@ def constant(num_examples: int, epochs: float, batch: int) -> int:
 
 
 def growing(
-    micro_batches: int, epochs: float, grow_at: Sequence[float],
+    micro_batches: float, epochs: float, grow_at: Sequence[float],
     factor: float, max_ratio: float = math.inf) -> int:
   """Updates of GG: the batch grows where the rate would have been decayed.
 
@@ -34,23 +34,24 @@ def growing(
   goes on into the next, so only the sum is rounded down.
 
   Args:
-    micro_batches: in an epoch; the first updates take one each.
+    micro_batches: in an epoch; the first updates take one each. The paper
+      drops what is less than one.
     epochs: of the run.
-    grow_at: increasing epochs, below `epochs`.
+    grow_at: increasing epochs, up to `epochs`.
     factor: of the batch at each of them.
     max_ratio: largest batch over the first one.
 
   Raises:
-    ValueError: epochs that do not increase.
+    ValueError: epochs that fall.
   """
   edges = [0, *grow_at, epochs]
-  if any(a >= b for a, b in zip(edges, edges[1:])):
+  if any(a > b for a, b in zip(edges, edges[1:])):
     raise ValueError(f"epochs must increase from 0 to {epochs}, got {grow_at}")
   total = fractions.Fraction(0)
   for i, (start, end) in enumerate(zip(edges, edges[1:])):
     ratio = fractions.Fraction(min(factor**i, max_ratio))
     length = fractions.Fraction(end) - fractions.Fraction(start)
-    total += length * micro_batches / ratio
+    total += length * fractions.Fraction(micro_batches) / ratio
   return math.floor(total)
 
 

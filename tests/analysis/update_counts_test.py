@@ -70,12 +70,15 @@ def test_without_growth_it_is_a_constant_batch() -> None:
   assert update_counts.growing(390, 90, (30, 60), 5, 1) == 390 * 90
   # 2 * 7 / 1 + 1 * 7 / 3 = 16.33.
   assert update_counts.growing(7, 3, (2,), 3) == 16
+  # 3 * 7.5 / 3 = 7.5, and growth at the end is none.
+  assert update_counts.growing(7.5, 3, (0,), 3) == 7
+  assert update_counts.growing(7, 3, (3,), 3) == 21
 
 
 def test_refuses() -> None:
   with pytest.raises(ValueError, match="must increase from 0 to 3"):
-    update_counts.growing(7, 3, (3,), 2)
+    update_counts.growing(7, 3, (4,), 2)
   with pytest.raises(ValueError, match="must increase"):
-    update_counts.growing(7, 3, (2, 2), 2)
+    update_counts.growing(7, 3, (2, 1), 2)
   with pytest.raises(ValueError, match="128 is below batch 256"):
     update_counts.bounds(10, 1, 256, 128)
