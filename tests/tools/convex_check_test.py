@@ -1,0 +1,52 @@
+"""The command, on a tiny data set."""
+
+import pathlib
+
+from matplotlib import image
+import pytest
+
+from tests import commands
+from tests.tools import convex_data
+
+_TOOL = 'tools.convex_check'
+_SMALL = ('--epochs=3', '--updates=4', '--seeds=2', '--bound_epochs=3',
+          '--bound_seeds=3')
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path) -> pathlib.Path:
+  convex_data.write(tmp_path / 'agaricus.txt.train.gz', rows=200)
+  return tmp_path
+
+
+def test_it_prints_and_draws(data: pathlib.Path) -> None:
+  output = data / 'figure.png'
+  done = commands.run(_TOOL, f'--data={data}', f'--output={output}', *_SMALL)
+  assert done.code == 0, done.err
+  lines = [line for line in done.out.splitlines() if line.startswith('| ')]
+  first = [line.split(' | ')[0].strip('| ') for line in lines]
+  assert first == ['', '---', 'SGD', 'ABS', 'ABSA', *['full gradient'] * 6,
+                   'beside the bound', '---', 'ABS, eta_0 for B_max = 3,200',
+                   'constant batch 100, the same eta_0',
+                   'constant batch 100, eta_0 for B_max = 100',
+                   'ABSA, eta_0 for B_max = 3,200', 'ABS, eta_0 = 1.2 / 100']
+  sgd = lines[2].split(' | ')
+  assert sgd[1:4] == ['2', '6 ± 0', '100']
+  assert done.out.startswith('200 rows, 126 features, 119 null directions')
+  assert image.imread(output).std() > 0.05
+
+
+def test_bad_input_is_one_line(data: pathlib.Path) -> None:
+  (data / 'bad').mkdir()
+  (data / 'bad' / 'agaricus.txt.train.gz').write_bytes(b'no gzip')
+  output = data / 'figure.png'
+  for arguments, part in (
+      ((f'--data={data}/none', f'--output={output}'), 'none'),
+      ((f'--data={data}/bad', f'--output={output}'), 'bad'),
+      ((f'--data={data}', f'--output={data}/bad'), '--output='),
+      ((f'--data={data}', f'--output={data}/figure.txt2', *_SMALL),
+       'figure.txt2'),
+      ((f'--data={data}', f'--output={output}', '--seeds=0'), 'seeds'),
+      ((f'--output={output}',), '--data')):
+    assert part in commands.run(_TOOL, *arguments).refusal()
+  assert not output.exists()
