@@ -45,10 +45,7 @@ def main() -> None:
         problem, _EPOCHS.value, _UPDATES.value, _SEEDS.value,
         _BOUND_EPOCHS.value, _BOUND_SEEDS.value)
     print(convex_report.text(result))
-    try:
-      convex_report.draw(result).savefig(_OUTPUT.value, dpi=80)
-    except (OSError, ValueError) as error:
-      raise config.InputError(f"--output={_OUTPUT.value}: {error}") from error
+    convex_report.save(convex_report.draw(result), _OUTPUT.value)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import io
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from tools import (
 
 # They nearly coincide by epoch: colour, style, width.
 _LINES = {"SGD": ("C0", "-", 4), "ABS": ("C1", "-", 2), "ABSA": ("C3", ":", 2)}
-_MARKS = (1, 10, 50, 100)  # epochs of the table
+_MARKS = (1, 10, 50)  # epochs of the table
+_TARGET = 0.005  # loss, of the table
+_GROWTHS = "seed 0 doubled its batch at epoch (eigenvalue)"
 
 
 @dataclasses.dataclass
@@ -68,15 +71,20 @@ def at_epoch(trace: convex_training.Trace, rows: int, epoch: float) -> float:
   return float(trace.losses[index]) if index < len(trace.losses) else np.nan
 
 
-def _mean(values: Sequence[float]) -> str:
-  """Mean and standard deviation over seeds."""
-  if len(values) == 1:
-    return _number(values[0])
-  return f"{_number(np.mean(values))} ± {np.std(values, ddof=1):.1g}"
+def first_update(trace: convex_training.Trace, loss: float) -> float:
+  """Updates from which on the loss is at most this; NaN where it never is."""
+  above = np.flatnonzero(~(trace.losses <= loss))
+  after = above[-1] + 1 if len(above) else 0
+  return float(after) if after < len(trace.losses) else np.nan
 
 
-def _number(value: float) -> str:
-  return f"{value:.4g}" if np.isfinite(value) else "-"
+def _mean(values: Sequence[float], places: str = ".4g") -> str:
+  """Mean and standard deviation over seeds; a dash where one has none."""
+  mean = np.mean(values)
+  if not np.isfinite(mean):
+    return "-"
+  spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+  return f"{mean:{places}}" + (f" ± {spread:.1g}" if spread else "")
 
 
 def text(result: Result) -> str:
@@ -97,26 +105,37 @@ def _facts(result: Result) -> str:
 
 
 def _losses(result: Result) -> str:
-  rows, lines = result.problem.rows, []
-  for name, traces in result.stochastic.items():
-    lines.append([
-        name, str(len(traces)),
-        _mean([len(trace.batches) for trace in traces]),
-        f"{traces[0].batches[-1]:,}", f"{traces[0].rates[-1]:g}",
-        *(_mean([at_epoch(trace, rows, mark) for trace in traces])
-          for mark in _MARKS),
-        _mean([trace.losses[-1] for trace in traces]),
-        f"{np.max([trace.losses.max() for trace in traces]):.3g}"])
-  for rate, trace in result.full.items():
-    lines.append([
-        "full gradient", "1", f"{len(trace.batches):,}", f"{rows:,}",
-        f"{rate:g}",
-        *(_number(at_epoch(trace, rows, mark)) for mark in _MARKS),
-        _number(trace.losses[-1]), f"{trace.losses.max():.3g}"])
+  lines = [_line(name, result.problem.rows, traces)
+           for name, traces in result.stochastic.items()]
+  lines += [_line("full gradient", result.problem.rows, [trace])
+            for trace in result.full.values()]
   return figures.table(
       ["", "seeds", "updates", "last batch", "last rate",
        *(f"loss, epoch {mark}" for mark in _MARKS), "last loss",
-       "largest loss"], lines)
+       "largest loss", f"updates to {_TARGET}", f"epochs to {_TARGET}",
+       _GROWTHS], lines)
+
+
+def _line(name: str, rows: int,
+          traces: Sequence[convex_training.Trace]) -> list[str]:
+  updates = [first_update(trace, _TARGET) for trace in traces]
+  epochs = [trace.samples[int(update)] / rows if np.isfinite(update) else np.nan
+            for trace, update in zip(traces, updates)]
+  return [
+      name, str(len(traces)),
+      _mean([len(trace.batches) for trace in traces], ",.0f"),
+      f"{traces[0].batches[-1]:,}", f"{traces[0].rates[-1]:g}",
+      *(_mean([at_epoch(trace, rows, mark) for trace in traces])
+        for mark in _MARKS),
+      _mean([trace.losses[-1] for trace in traces]),
+      f"{np.max([trace.losses.max() for trace in traces]):.3g}",
+      _mean(updates, ",.0f"), _mean(epochs, ".0f"),
+      _growths(traces[0], rows)]
+
+
+def _growths(trace: convex_training.Trace, rows: int) -> str:
+  return ", ".join(f"{seen / rows:.0f} ({value:.2g})"
+                   for seen, _, value in trace.growths)
 
 
 def _bounds(result: Result) -> str:
@@ -128,11 +147,12 @@ def _bounds(result: Result) -> str:
         f"{result.constants.floor(case.rate):.4g}",
         f"{means.epochs[-1]:.0f}", f"{means.bounds[-1]:.4g}",
         f"{means.gaps[-1]:.4g}", f"{means.largest_ratio:.4g}",
-        f"{np.max(means.normalised[1:]):.4g}"])
+        f"{np.max(means.normalised[1:]):.4g}",
+        _growths(means.first, result.problem.rows)])
   return figures.table(
       ["beside the bound", "covered", "seeds", "updates", "eta_0", "floor",
        "epochs", "last bound", "last mean gap", "largest gap / bound",
-       "largest normalised"], lines)
+       "largest normalised", _GROWTHS], lines)
 
 
 def draw(result: Result) -> Any:
@@ -161,8 +181,17 @@ def draw(result: Result) -> Any:
   for axis in axes.flat:
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper right")
   return figure
+
+
+def save(figure: Any, path: str) -> None:
+  """Writes a small PNG: of 64 colours."""
+  from PIL import Image
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=80)
+  Image.open(buffer).convert("RGB").quantize(64).save(
+      path, format="PNG", optimize=True)
 
 
 def _draw_stochastic(axis: Any, traces: dict[str, convex_training.Trace],

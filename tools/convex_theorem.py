@@ -105,12 +105,14 @@ class Comparison:
     normalised: (gap - floor) / product, over its first value; the form in
       which the theorem holds for batches that depend on the run: its
       expectation never rises.
+    first: the first seed's run.
   """
 
   epochs: np.ndarray
   gaps: np.ndarray
   bounds: np.ndarray
   normalised: np.ndarray
+  first: convex_training.Trace
 
   @property
   def largest_ratio(self) -> float:
@@ -134,4 +136,5 @@ def compare(problem: convex_problem.Problem, found: Constants, rate: float,
         (normalised, ratio / (gap[0] - floor))):
       means.append(values[:length])
   return Comparison(*(np.mean(each, axis=0)
-                      for each in (epochs, gaps, bounds, normalised)))
+                      for each in (epochs, gaps, bounds, normalised)),
+                    traces[0])

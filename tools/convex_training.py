@@ -55,6 +55,14 @@ class Trace:
   eigenvalues: list[tuple[int, float]]
   theta: np.ndarray
 
+  @property
+  def growths(self) -> list[tuple[int, int, float]]:
+    """(rows visited, new batch, eigenvalue then) of each growth."""
+    values = dict(self.eigenvalues)
+    grown = np.flatnonzero(np.diff(self.batches)) + 1
+    return [(int(seen), int(batch), values[seen]) for seen, batch in zip(
+        self.samples[grown], self.batches[grown])]
+
 
 class _Order:
   """Which rows come next."""

@@ -73,6 +73,8 @@ def test_the_rate_grows_with_the_batch_at_multiples_of_n() -> None:
   assert trace.batches.tolist() == [5] * 7 + [10] * 3 + [20] * 8
   np.testing.assert_allclose(trace.rates, 0.1 * trace.batches / 5)
   assert [seen for seen, _ in trace.eigenvalues] == [35, 65]
+  assert trace.growths == [(35, 10, trace.eigenvalues[0][1]),
+                           (65, 20, trace.eigenvalues[1][1])]
 
 
 def test_eigenvalues_are_those_of_the_weights_then() -> None:
