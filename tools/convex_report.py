@@ -84,7 +84,8 @@ def _mean(values: Sequence[float], places: str = ".4g") -> str:
   if not np.isfinite(mean):
     return "-"
   spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-  return f"{mean:{places}}" + (f" ± {spread:.1g}" if spread else "")
+  digits = ".1g" if spread < 10 else ",.0f"
+  return f"{mean:{places}}" + (f" ± {spread:{digits}}" if spread else "")
 
 
 def text(result: Result) -> str:
@@ -219,6 +220,6 @@ def _draw_bound(axis: Any, result: Result) -> None:
         axis.plot(means.epochs, values, color=f"C{number}", linestyle=style,
                   linewidth=1 if number else 3, label=(
                       f"{case.label}, {seeds} seeds" if style == "-" else None))
-  axis.set(xlabel="epochs", ylabel="mean of L - L$_*$",
+  axis.set(xlabel="epochs", ylabel="mean of L - L$_*$", ylim=(None, 50),
            title="(d) theorem 1, c$_s$ = "
                  f"{result.constants.convexity:g}: gaps, bounds dashed")

@@ -1,14 +1,13 @@
 """The command that prints simulated training times."""
 
-import json
 import pathlib
 
 import pytest
 
 from conadv_tf import config
 from tests import commands
-from tools import training_time
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TOOL = 'tools.training_time'
 _OWN = ('--parameters=1000', '--compute_seconds=0.01')
 
@@ -30,6 +29,7 @@ def test_without_recipes_it_is_table_3() -> None:
       ['3,467', '4.80']]
   assert rows['BL'][0] == '450,450 (printed 450,045)'
   assert rows['ABS'][7] == '6.51'  # 6.25 printed
+  assert done.out.strip() in (_ROOT / 'docs/scaling.md').read_text('utf-8')
 
 
 def test_recipes_devices_and_network() -> None:
@@ -46,19 +46,29 @@ def test_recipes_devices_and_network() -> None:
   assert rows['ABSA'][2] == '0.01, 0.03'
 
 
+def _of_run(path: pathlib.Path) -> list[str]:
+  """Updates, adversarial ones, evaluations of the curvature."""
+  done = commands.run(
+      _TOOL, *_OWN, '--hessian_seconds=1', f'--model_dir={path}',
+      '--adversarial_compute_seconds=1')
+  assert done.code == 0, done.err
+  row = _rows(done.out)[str(path)]
+  return [row[0], row[1], row[5]]
+
+
 def test_a_run_directory(tmp_path: pathlib.Path) -> None:
   settings = config.load([], ['method.name=vanilla'])
   config.save(settings, str(tmp_path / 'params.yaml'))
-  (tmp_path / 'metrics.jsonl').write_text(''.join(
-      json.dumps({'step': step, 'updates': step // 2}) + '\n'
-      for step in (10, 40)))
-  assert training_time.read_run(str(tmp_path)) == (
-      training_time.training_time.Recipe(str(tmp_path), 20, 0, 0))
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_text('{"step": 10}\n{"step": 40}\n')
+  assert _of_run(tmp_path) == ['40', '0', '0']
+  # The batch grew: 40 initial batches in 20 updates.
+  metrics.write_text('{"step": 10, "updates": 8}\n'
+                     '{"step": 40, "updates": 20}\n')
   (tmp_path / 'curvature.jsonl').write_text('{}\n{}\n{}\n')
   settings.method.name = 'disadv'
   config.save(settings, str(tmp_path / 'params.yaml'))
-  assert training_time.read_run(str(tmp_path)) == (
-      training_time.training_time.Recipe(str(tmp_path), 20, 3, 20))
+  assert _of_run(tmp_path) == ['20', '20', '3']
 
 
 @pytest.mark.parametrize('arguments, part', [
