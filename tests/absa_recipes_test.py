@@ -194,10 +194,11 @@ def test_the_share_of_adversaries_and_their_radius() -> None:
 
 @pytest.mark.parametrize('strategy, expected', [
     ('bl', None), ('fb', None),
-    ('gg', 'growth: scheduled, from 256 to 16,384 examples; about 167,496 '
-     'updates'),
-    ('absa', 'growth: curvature, from 256 to 16,384 examples; 7,037 to 450,410 '
-     'updates')])
+    ('gg', 'growth: from 256 to 16,384 examples, by 10 at epochs 30, 60, 80; '
+     'about 167,496 updates'),
+    ('absa', 'growth: from 256 to 16,384 examples, by 2 where the largest '
+     'eigenvalue, estimated every epoch on 4,096, has fallen by 2 or '
+     'has not in 10 estimates; 7,037 to 450,410 updates')])
 def test_description(strategy: str, expected: str | None) -> None:
   files = [str(_FOLDER / 'i3' / f'{name}.yaml')
            for name in dict.fromkeys(('bl', strategy))]
