@@ -213,6 +213,7 @@ def _draw_full(axis: Any, traces: dict[float, convex_training.Trace]) -> None:
 
 
 def _draw_bound(axis: Any, result: Result) -> None:
+  axis.set_yscale("log")
   for number, (case, seeds, means) in enumerate(result.compared):
     if case.is_covered:
       # The first two nearly coincide.
@@ -220,6 +221,7 @@ def _draw_bound(axis: Any, result: Result) -> None:
         axis.plot(means.epochs, values, color=f"C{number}", linestyle=style,
                   linewidth=1 if number else 3, label=(
                       f"{case.label}, {seeds} seeds" if style == "-" else None))
-  axis.set(xlabel="epochs", ylabel="mean of L - L$_*$", ylim=(None, 50),
+  axis.set(xlabel="epochs", ylabel="mean of L - L$_*$",
            title="(d) theorem 1, c$_s$ = "
                  f"{result.constants.convexity:g}: gaps, bounds dashed")
+  axis.set_ylim(top=50)  # room for the legend

@@ -12,7 +12,8 @@ With them, a row for each:
       --recipe=BL:35100 --recipe=ABS:6375:90 --model_dir=runs/absa
 
 Of a run directory it takes the updates, the curvature's evaluations and, where
-the method attacks, all updates as adversarial.
+the method attacks, all updates as adversarial; of ABSA those up to the last
+evaluation with gamma above 0.
 """
 
 from collections.abc import Sequence
@@ -94,18 +95,21 @@ def read_run(model_dir: str) -> training_time.Recipe:
   if config is None or not records:
     raise InputError(f"--model_dir={model_dir}: holds no run with an "
                      "evaluation; train first")
-  last = records[-1]
   # Where the batch grows, an update takes several steps.
-  updates = last.get("updates", last["step"])
-  attacks = (config.method.name != "vanilla"
-             and config.method.as_dict().get("gamma") != 0)
+  counts = [record.get("updates", record["step"]) for record in records]
+  method = config.method
+  if method.name == "absa":
+    shares = [record.get("gamma", method.gamma) for record in records]
+  else:
+    shares = [float(method.name != "vanilla")] * len(records)
+  attacked = [count for count, share in zip(counts, shares) if share > 0]
   try:
     with open(directory.file("curvature.jsonl"), encoding="utf-8") as file:
       evaluations = sum(1 for line in file if line.strip())
   except FileNotFoundError:
     evaluations = 0
-  return training_time.Recipe(model_dir, updates, evaluations,
-                              updates if attacks else 0)
+  return training_time.Recipe(model_dir, counts[-1], evaluations,
+                              attacked[-1] if attacked else 0)
 
 
 def table(recipes: Sequence[training_time.Recipe],

@@ -39,6 +39,18 @@ def test_it_prints_and_draws(data: pathlib.Path) -> None:
   assert 10_000 < output.stat().st_size < 100_000
 
 
+def test_the_bound_is_in_its_picture() -> None:
+  result = convex_report.run(convex_data.problem(200), 3, 4, 1, 3, 2)
+  axis = convex_report.draw(result).axes[3]
+  low, high = axis.get_ylim()
+  means = result.compared[0][2]
+  assert 0 < low < means.gaps.min() and means.bounds.max() < high
+  drawn = [line.get_ydata() for line in axis.get_lines()]
+  np.testing.assert_array_equal(drawn[0], means.gaps)
+  np.testing.assert_array_equal(drawn[1], means.bounds)
+  assert len(drawn) == 6  # three cases that the theorem covers
+
+
 def test_the_first_update_below_a_loss_for_good() -> None:
   trace = convex_training.Trace(
       np.array([0, 5, 10, 15]), np.array([3.0, 1.0, 2.0, 1.0]),

@@ -57,7 +57,7 @@ def _of_run(path: pathlib.Path) -> list[str]:
 
 
 def test_a_run_directory(tmp_path: pathlib.Path) -> None:
-  settings = config.load([], ['method.name=vanilla'])
+  settings = config.load([], ['method.name=vanilla', 'method.lag=0'])
   config.save(settings, str(tmp_path / 'params.yaml'))
   metrics = tmp_path / 'metrics.jsonl'
   metrics.write_text('{"step": 10}\n{"step": 40}\n')
@@ -66,9 +66,14 @@ def test_a_run_directory(tmp_path: pathlib.Path) -> None:
   metrics.write_text('{"step": 10, "updates": 8}\n'
                      '{"step": 40, "updates": 20}\n')
   (tmp_path / 'curvature.jsonl').write_text('{}\n{}\n{}\n')
-  settings.method.name = 'disadv'
-  config.save(settings, str(tmp_path / 'params.yaml'))
-  assert _of_run(tmp_path) == ['20', '20', '3']
+  for name, gamma, attacked in (('disadv', 0.0, '20'), ('absa', 0.2, '20'),
+                                ('absa', 0.0, '0')):
+    settings.method.name, settings.method.gamma = name, gamma
+    config.save(settings, str(tmp_path / 'params.yaml'))
+    assert _of_run(tmp_path) == ['20', attacked, '3']
+  metrics.write_text('{"step": 10, "updates": 8, "gamma": 0.1}\n'
+                     '{"step": 40, "updates": 20, "gamma": 0.0}\n')
+  assert _of_run(tmp_path) == ['20', '8', '3']
 
 
 @pytest.mark.parametrize('arguments, part', [
