@@ -7,6 +7,7 @@ On the same network (moving statistics, summed loss) and the same examples, in
 turns, round by round, there and back:
 
   gradient              of all weights, as one vector
+  in training           the same with batch statistics
   product               `analysis.hessian`, reverse over reverse
   forward over reverse  the same product by the other mode
   block of 2            the product of the last 2 layers with weights
@@ -85,7 +86,6 @@ def make_rows(name: str, image_size: int, batch_size: int
   from conadv_tf import components
   from conadv_tf.analysis import hessian
   from conadv_tf.layers import network as networks
-  from conadv_tf.layers import routing
   from conadv_tf.objectives import per_example
   network = networks.convert(components.MODELS[name](
       (image_size, image_size, 3), _CLASSES))
@@ -95,46 +95,61 @@ def make_rows(name: str, image_size: int, batch_size: int
   labels = random.integers(0, _CLASSES, batch_size)
   loss = per_example.per_example_loss(
       tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+  def row(function: Any) -> Row:
+    graph = tf.function(function, autograph=False)
+    return lambda vector: graph(
+        tf.constant(vector, tf.float32), tf.constant(images),
+        tf.constant(labels)).numpy()
+
+  gradient, in_training, forward = map(row, _functions(network, loss))
+  matrix = hessian.Hessian(network, loss)
+  block = hessian.Hessian(network, loss, last_layers=2)
+  of_block = block.product_on(images, labels)
+  return matrix.size, {
+      GRADIENT: gradient, "in training": in_training,
+      "product": matrix.product_on(images, labels),
+      "forward over reverse": forward,
+      "block of 2": lambda vector: of_block(vector[-block.size:])}
+
+
+def _functions(network: Any, loss: Any) -> list[Any]:
+  """Of (vector, images, labels): two gradients and a product."""
+  import tensorflow as tf
+
+  from conadv_tf.layers import routing
   variables = network.model.trainable_variables
 
-  def flat_gradient(tape: tf.GradientTape, image: tf.Tensor,
-                    label: tf.Tensor) -> list[tf.Tensor]:
-    with tape:
-      outputs = network.logits(
-          image, ((routing.CLEAN, -1),), routing.Mode.EVAL)
+  def gradients(image: tf.Tensor, label: tf.Tensor, mode: routing.Mode
+                ) -> list[tf.Tensor]:
+    with tf.GradientTape() as tape:
+      outputs = network.logits(image, ((routing.CLEAN, -1),), mode)
       total = tf.reduce_sum(loss(label, outputs))
     return tape.gradient(total, variables)
 
   def joined(tensors: list[tf.Tensor]) -> tf.Tensor:
     return tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
 
-  @tf.function(autograph=False)
   def gradient(vector: tf.Tensor, image: tf.Tensor, label: tf.Tensor
                ) -> tf.Tensor:
     del vector
-    return joined(flat_gradient(tf.GradientTape(), image, label))
+    return joined(gradients(image, label, routing.Mode.EVAL))
 
-  @tf.function(autograph=False)
+  def in_training(vector: tf.Tensor, image: tf.Tensor, label: tf.Tensor
+                  ) -> tf.Tensor:
+    del vector
+    # PROBE is TRAIN without its report.
+    return joined(gradients(image, label, routing.Mode.PROBE))
+
   def forward(vector: tf.Tensor, image: tf.Tensor, label: tf.Tensor
               ) -> tf.Tensor:
     parts = tf.split(vector, [v.shape.num_elements() for v in variables])
     tangents = [tf.reshape(p, v.shape) for p, v in zip(parts, variables)]
     with tf.autodiff.ForwardAccumulator(variables, tangents) as accumulator:
-      gradients = flat_gradient(tf.GradientTape(), image, label)
-    return joined([accumulator.jvp(g) for g in gradients])
+      slopes = gradients(image, label, routing.Mode.EVAL)
+    return joined([accumulator.jvp(g) for g in slopes])
 
-  def row(function: Any) -> Row:
-    return lambda vector: function(
-        tf.constant(vector, tf.float32), tf.constant(images),
-        tf.constant(labels)).numpy()
-
-  matrix = hessian.Hessian(network, loss)
-  block = hessian.Hessian(network, loss, last_layers=2)
-  of_block = block.product_on(images, labels)
-  return matrix.size, {
-      GRADIENT: row(gradient), "product": matrix.product_on(images, labels),
-      "forward over reverse": row(forward),
-      "block of 2": lambda vector: of_block(vector[-block.size:])}
+  return [gradient, in_training, forward]
 
 
 def measure(rows: dict[str, Row], size: int, rounds: int
