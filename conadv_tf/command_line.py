@@ -12,8 +12,13 @@ from absl import app, flags, logging
 from conadv_tf import exits
 
 
-def start(main: Callable[[], None]) -> None:
-  """Parses the flags and calls `main`; flag errors are one line as well."""
+def start(main: Callable[..., None], takes_arguments: bool = False) -> None:
+  """Parses the flags and calls `main`; flag errors are one line as well.
+
+  Args:
+    main: of the command.
+    takes_arguments: whether it takes a list of what is no flag.
+  """
   def parse(arguments: list[str]) -> list[str]:
     if "--helpfull" in arguments:
       app.usage(writeto_stdout=True, exitcode=0)
@@ -27,14 +32,14 @@ def start(main: Callable[[], None]) -> None:
       rest = flags.FLAGS(arguments)
     except flags.Error as error:
       _exit(f"{error}; --help lists the flags")
-    if len(rest) > 1:
+    if len(rest) > 1 and not takes_arguments:
       _exit(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest
 
-  def run(_: list[str]) -> None:
+  def run(rest: list[str]) -> None:
     code = 0
     try:
-      main()
+      main(*([rest[1:]] if takes_arguments else []))
     except SystemExit as error:
       code = error.code
     except KeyboardInterrupt:

@@ -25,6 +25,8 @@ def conflicts(config: ExperimentConfig) -> list[str]:
           config.model.initial_weights, 'null')
   require(config.method.name == 'vanilla', 'method.name',
           config.method.name, 'vanilla')
+  require(config.growth.name == 'none', 'growth.name', config.growth.name,
+          'none')
   for key in ('mixup', 'cutmix'):
     value = getattr(config.data, key)
     require(not value, f'data.{key}', value, '0')

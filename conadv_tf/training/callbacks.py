@@ -184,7 +184,8 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._guard.tick("estimate of curvature")
     finite = math.isfinite(estimate.value)
     self._directory.append_curvature({
-        "step": self._step, **self._driven(self._step),
+        "step": self._step, "epoch": round(self._epoch(self._step), 6),
+        **self._driven(self._step),
         "samples": self._step * self._config.data.global_batch_size,
         "value": estimate.value if finite else None,
         "iterations": estimate.iterations})

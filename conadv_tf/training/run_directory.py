@@ -151,6 +151,10 @@ class RunDirectory:
     if self.writes:
       self._append("curvature.jsonl", record)
 
+  def curvature(self) -> list[dict[str, Any]]:
+    """The lines of curvature.jsonl; a torn last line is left out."""
+    return self._read("curvature.jsonl")
+
   def _append(self, name: str, record: dict[str, Any]) -> None:
     with self._naming_full_disks(), open(
         self.file(name), "a", encoding="utf-8") as file:
