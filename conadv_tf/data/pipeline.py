@@ -133,7 +133,8 @@ def drawn_dataset(
   are cut; training's order has nothing to do with it.
 
   Args:
-    source: any split; a stream is read up to where the draw stands.
+    source: any split; of a stream the shuffle buffer is filled, and what
+      stands before the draw is read.
     count: examples of a draw, at least 1.
     seed: the run's seed.
     number: which draw.

@@ -136,6 +136,7 @@ def test_top_eigenvalues_within_one_per_cent() -> None:
       values[np.argsort(-np.abs(values))][:3], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_relu_network_with_training_s_own_function() -> None:
   """ResNet-8 with smoothed labels: the dense matrix of its own products."""
   keras.utils.set_random_seed(3)
