@@ -9,7 +9,13 @@ import tensorflow as tf
 
 from conadv_tf import randomness
 from conadv_tf.config import InputError
-from conadv_tf.data import encoded, record_index, records, tfrecord
+from conadv_tf.data import (
+  encoded,
+  pipeline,
+  record_index,
+  records,
+  tfrecord,
+)
 from tests import record_files
 
 KEY = randomness.make_key(5, randomness.ORDER)
@@ -268,3 +274,21 @@ def test_refuses(tmp_path: pathlib.Path) -> None:
   record_files.numbered(tmp_path, 'train', (3,))
   with pytest.raises(InputError, match='2 of 3 examples cannot be picked'):
     _source(tmp_path, limit=1).subset(np.arange(2))
+
+
+def test_draws_of_a_stream(tmp_path: pathlib.Path) -> None:
+  """Record i is a grey of 20 i, so every image says which one it is."""
+  for shard in range(2):
+    record_files.write(tmp_path / f'train-{shard:05d}-of-00002', [
+        record_files.example(record_files.jpeg(20 * i), i + 1)
+        for i in range(5 * shard, 5 * shard + 5)])
+  source = _source(tmp_path, num_classes=10)
+  drawn = []
+  for number in range(2):
+    image, label, weight = pipeline.drawn_dataset(
+        source, 5, seed=0, number=number).get_single_element()
+    np.testing.assert_allclose(
+        image.numpy().mean((1, 2, 3)), 20 * label.numpy(), atol=2)
+    np.testing.assert_array_equal(weight, 1.0)
+    drawn += label.numpy().tolist()
+  assert sorted(drawn) == list(range(10)) != drawn
