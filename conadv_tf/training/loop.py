@@ -135,8 +135,7 @@ class Loop:
     return _repeat(body, self._micro_batches * ratio)
 
   def _update(self, iterator: Iterator) -> None:
-    ratio = 1 if self._ratio is None else tf.cast(
-        self._ratio.read_value(), tf.int32)
+    ratio = 1 if self._ratio is None else self._ratio.read_value()
     if self._micro_batches == 1 and self._ratio is None:
       data = next(iterator)
       fetched = tf.nest.flatten(data, expand_composites=True)
@@ -147,12 +146,20 @@ class Loop:
     # Where the data have run out, nothing may count as an update.
     with tf.name_scope("update"), tf.control_dependencies(fetched):
       for counter in self._counters:
-        counter.assign_add(tf.cast(ratio, counter.dtype))
+        counter.assign_add(ratio)
 
 
 def _repeat(body: Callable[[tf.Tensor], tf.Tensor],
             times: int | tf.Tensor) -> tf.Tensor:
+  """Calls `body` with 0, 1, ..., which it returns plus 1, in int32.
+
+  Args:
+    body: of the loop.
+    times: of any integer type; a cast would keep a TPU's host busy.
+  """
   if isinstance(times, int) and times == 1:
     return body(tf.constant(0))
-  return tf.while_loop(lambda i: i < times, body, (tf.constant(0),),
-                       parallel_iterations=1)[0]
+  first = tf.constant(0, getattr(times, "dtype", tf.int32))
+  return tf.while_loop(
+      lambda count, _: count < times, lambda count, i: (count + 1, body(i)),
+      (first, tf.constant(0)), parallel_iterations=1)[1]

@@ -143,6 +143,8 @@ _CASES = {
         dict(name='conadv', lag=2, pairing='next_batch'),
         options=dict(training_pass='separate')),
     'recycled': _Case(dict(name='conadv', adversary='recycled')),
+    'absa, growing': _Case(
+        dict(name='absa', lag=1), options=dict(grows=True), several=True),
     'recycled, lag 0': _Case(
         dict(name='conadv', adversary='recycled', lag=0), several=True),
 }
@@ -162,8 +164,11 @@ def test_a_tpu_could_run_the_updates(
     case: _Case, tpu: tf.distribute.Strategy,
     monkeypatch: pytest.MonkeyPatch) -> None:
   traced = _traced(case.trainer(tpu), monkeypatch, case.several)
+  host = tpu_programs.HOST
+  if 'grows' in case.options:
+    host |= {'Mul'}  # micro batches of an initial batch, by the ratio
   for phase, function in traced.items():
-    assert not tpu_programs.faults(function, phase)
+    assert not tpu_programs.faults(function, phase, host)
     # A TPU has 32 bits at most and makes do: only where it was asked for.
     uses_float64 = tf.float64 in tpu_programs.types_on_core(function)
     assert uses_float64 == (phase != 'prime' and case.options.get(
