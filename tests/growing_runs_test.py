@@ -248,6 +248,9 @@ def test_estimates_are_the_same_for_a_seed_and_a_number() -> None:
   first, again, other = (built.estimate(n) for n in (0, 0, 1))
   assert first == again != other
   assert isinstance(first, growing.Estimate) and np.isfinite(first.value)
+  block = experiment.build(tiny.load(_SETTINGS, 'curvature.last_layers=1'))
+  # A Rayleigh quotient of a part is not above the top of the whole.
+  assert 0 < block.estimate(0).value < first.value
 
 
 @pytest.mark.parametrize('overrides, message', [

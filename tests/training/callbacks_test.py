@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conadv_tf import config
-from conadv_tf.training import callbacks, checkpoint, run_directory
+from conadv_tf import config, exits
+from conadv_tf.methods import growth
+from conadv_tf.training import (
+  callbacks,
+  checkpoint,
+  growing,
+  guards,
+  run_directory,
+)
 from conadv_tf.training import progress as progress_lib
 from tests import tiny
 
@@ -20,6 +27,7 @@ class _Model:
   pixel_range = (0.0, 255.0)
   snapshot_next = False
   updates_next = None
+  stop_training = False
   nonfinite = types.SimpleNamespace(first=np.int64(-1), skip=False)
 
   def __init__(self) -> None:
@@ -161,6 +169,78 @@ def test_records(tmp_path: pathlib.Path, clock: _Clock) -> None:
       'validation/accuracy': 0.5, 'updates': 6, 'batch_size': 8,
       'learning_rate': 0.0, 'examples_per_second': 4.0,
       'seconds': 1030.0}
+
+
+class _Signalled(guards.Guard):
+  """Was asked to stop once so many updates were made."""
+
+  after = 10**9
+  made = 0
+
+  def tick(self, activity: str) -> None:
+    self.made += activity.startswith('update')
+
+  @property
+  def signalled(self) -> bool:
+    return self.made + 1 >= self.after
+
+  def terminated(self, message: str) -> exits.Terminated:
+    return exits.Terminated(message, 15)
+
+
+def _grow(path: pathlib.Path, guard: guards.Guard) -> tuple[
+    run_directory.RunDirectory, _Model, list[int]]:
+  """12 initial batches of 8 examples; the batch doubles at 3 and at 6."""
+  resolved = config.resolve(tiny.load('schedule.epochs=4'), 24)
+  directory = run_directory.RunDirectory(str(path), keep=99)
+  directory.open(resolved)
+  model = _Model()
+  driver = growing.Driver(
+      growth.Scheduled(4, [3, 6], 2),
+      types.SimpleNamespace(assign=lambda rule: None), total=12)
+  callback = callbacks.RunCallback(
+      resolved, directory, lambda: {'loss': 1.0, 'accuracy': 0.5}, None,
+      start_step=0, quiet=True, driver=driver, guard=guard,
+      learning_rate=lambda step: 100.0 + step)
+  callback.set_model(model)
+  callback.on_train_begin()
+  ratios = []
+  try:
+    while not model.stop_training:
+      callback.on_train_batch_begin(0)
+      assert model.updates_next == 1
+      ratios.append(driver.batch_ratio)
+      callback.on_train_batch_end(0, {'loss': 2.0})
+  finally:
+    callback.close()
+  return directory, model, ratios
+
+
+def test_a_growing_batch(tmp_path: pathlib.Path) -> None:
+  directory, model, ratios = _grow(tmp_path, guards.Guard())
+  # 5 + 2 would reach beyond 6, so that update is a larger one, and 9 + 4
+  # beyond the end: three initial batches are left.
+  assert ratios == [1, 1, 1, 2, 4]
+  assert directory.checkpoints.steps() == [3, 9]
+  assert model.resets == 2
+  assert [[r[key] for key in ('step', 'updates', 'batch_size', 'learning_rate')]
+          for r in directory.metrics()] == [
+              [3, 3, 8, 102.0], [9, 5, 32, 105.0]]
+
+
+def test_a_growing_run_stops_after_the_update_that_is_due(
+    tmp_path: pathlib.Path) -> None:
+  guard = _Signalled()
+  guard.after = 4
+  with pytest.raises(exits.Terminated, match='checkpoint of update 5 saved'):
+    _grow(tmp_path, guard)
+  directory = run_directory.RunDirectory(str(tmp_path))
+  latest = directory.checkpoints.latest()
+  assert latest.step == 5
+  assert latest.extra['growth'] == {
+      'updates': 4, 'estimates': 0, 'latest': [2, 1.0, 0.0], 'ratio': 2,
+      'rate_factor': 1.0, 'gamma': 0.0, 'passed': 1}
+  assert growing.saved_ratio(latest.extra) == 2
 
 
 def test_only_lines_where_there_is_no_terminal(
