@@ -326,6 +326,6 @@ def build(config: config_lib.ExperimentConfig,
     except ValueError as error:
       raise config_lib.InputError(error) from error
   experiment = Experiment(config, splits, strategy, trainer, schedule, outputs)
-  if config.growth.name == "curvature":  # what cannot be must not begin
+  if config_lib.curvature_is_measured(config):  # what cannot be must not begin
     experiment.curvature.hessian(1, config.curvature.last_layers)
   return experiment

@@ -323,7 +323,8 @@ def _driver(experiment: experiments.Experiment,
   driver = growing.Driver(
       components.growth(config), experiment.trainer.growing,
       total=config.derived.total_steps, updates=latest.step if latest else 0,
-      every=every, estimate=experiment.estimate)
+      every=every, estimate=experiment.estimate,
+      monitors=config.curvature.monitor)
   if latest and "growth" in latest.extra:  # early checkpoints have none
     driver.restore(latest.extra["growth"])
   return driver

@@ -214,6 +214,28 @@ def test_without_growth_a_run_is_what_it_was(
   assert 'gamma' not in results
 
 
+def test_monitoring_estimates_and_changes_nothing(
+    tmp_path: pathlib.Path) -> None:
+  for name, overrides in (
+      ('plain', 'growth.name=none'),
+      ('monitored', 'growth.name=none,curvature.monitor=true'),
+      ('limit', 'growth.max_batch_size=4,curvature.monitor=true')):
+    runs.run(tiny.load(
+        _SETTINGS, 'method.name=vanilla,checkpoint.every_epochs=9', overrides),
+             str(tmp_path / name), quiet=True)
+  plain, *others = (
+      np.load(tmp_path / name / 'checkpoints' / 'step-00000036' / 'state.npz')
+      for name in ('plain', 'monitored', 'limit'))
+  for other in others:
+    for name in plain.files:
+      np.testing.assert_array_equal(other[name], plain[name], err_msg=name)
+  assert not (tmp_path / 'plain' / 'curvature.jsonl').exists()
+  for name in ('monitored', 'limit'):
+    records = _lines(tmp_path / name, 'curvature.jsonl')
+    assert [r['step'] for r in records] == [5, 10, 15, 20, 25, 30, 35]
+    assert all(r['iterations'] >= 2 and r['value'] != 0 for r in records)
+
+
 def test_scheduled_growth(tmp_path: pathlib.Path) -> None:
   # Factor 2 at epochs 2, 4 and 5: 12 updates of 4, 6 of 8, then 16 is the
   # largest and takes 12; the third only decays the rate.

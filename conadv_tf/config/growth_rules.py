@@ -10,8 +10,15 @@ def changes(config: ExperimentConfig) -> bool:
   return config.growth.name != 'none' or config.method.name == 'absa'
 
 
+def measures(config: ExperimentConfig) -> bool:
+  """Whether eigenvalues of the Hessian are estimated during training."""
+  return config.growth.name == 'curvature' or config.curvature.monitor
+
+
 def check(config: ExperimentConfig) -> None:
   """Raises InputError for what cannot grow."""
+  if measures(config) and config.curvature.every_samples:
+    _check_frequency(config)
   if config.method.name == 'absa':
     _check_absa(config)
   if changes(config):
@@ -22,14 +29,12 @@ def check(config: ExperimentConfig) -> None:
   _check_sizes(config)
   if config.growth.name == 'scheduled':
     _check_epochs(config)
-  elif config.curvature.every_samples:
-    _check_frequency(config)
 
 
 def check_examples(config: ExperimentConfig, num_examples: int) -> None:
   """Raises InputError if an estimate wants more examples than there are."""
   examples = config.curvature.examples
-  if config.growth.name == 'curvature' and examples > num_examples:
+  if measures(config) and examples > num_examples:
     raise InputError(
         f'curvature.examples: {examples} of {num_examples} training examples; '
         f'set at most {num_examples}')

@@ -114,7 +114,8 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
     ignored |= every - set(uses[choice.name])
   method = config.method
   if config.growth.name != 'curvature':
-    ignored |= {key for key in default if key.startswith('curvature.')}
+    if not config.curvature.monitor:
+      ignored |= {key for key in default if key.startswith('curvature.')}
     ignored |= {'method.gamma_decay', 'method.gamma_rule'}
   if method.name == 'absa':
     ignored |= _method_keys(default) - {'method.lag', 'method.execution'}

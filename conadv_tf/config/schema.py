@@ -146,8 +146,10 @@ class CurvatureConfig(base_config.Config):
   """The estimate during training of the Hessian's largest eigenvalue.
 
   Every `every_samples` examples (0: an epoch), on so many random training
-  `examples`, of all layers or the `last_layers` with weights.
+  `examples`, of all layers or the `last_layers` with weights. `monitor`
+  estimates it also where nothing depends on it.
   """
+  monitor: bool = False
   every_samples: int = 0
   examples: int = 128
   last_layers: int = 0

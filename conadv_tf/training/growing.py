@@ -105,7 +105,8 @@ class Driver:
 
   def __init__(self, rule: growths.Growth, batch: GrowingBatch | None, *,
                total: int, updates: int = 0, every: float = math.inf,
-               estimate: Callable[[int], Estimate] | None = None):
+               estimate: Callable[[int], Estimate] | None = None,
+               monitors: bool = False):
     """Starts with a rule as it is.
 
     Args:
@@ -116,10 +117,11 @@ class Driver:
       every: initial batches from one estimate to the next.
       estimate: of the largest eigenvalue, given how many there were before.
         It must return the same on all workers.
+      monitors: whether to estimate also where the rule does not need it.
     """
     self._rule, self._batch = rule, batch
     self._total, self._every = total, every
-    self._estimate = estimate
+    self._estimate, self._monitors = estimate, monitors
     self.updates, self._estimates = updates, 0
     self._assigned: tuple[float, ...] = ()
     self._keep_latest()
@@ -164,7 +166,8 @@ class Driver:
       The estimate, if there was one.
     """
     self.updates += span // self.batch_ratio
-    if (not self._estimate or not self._rule.measures or self.ends(position)
+    if (not self._estimate or not (self._rule.measures or self._monitors)
+        or self.ends(position)
         or self._passed(position) == self._passed(position - span)):
       return None
     estimate = self._estimate(self._estimates)
@@ -174,7 +177,8 @@ class Driver:
           "no eigenvalue after %d initial batches: %s; training goes on with "
           "the batch as it is", position, estimate.problem or "not finite")
       return estimate
-    self._rule.measured(estimate.value, self._total - position)
+    if self._rule.measures:
+      self._rule.measured(estimate.value, self._total - position)
     return estimate
 
   def _passed(self, position: int) -> int:
