@@ -84,8 +84,8 @@ class Controller(growth.Growth):
 
   @property
   def measures(self) -> bool:
-    """Whether the batch can still grow."""
-    return self.ratio < self.max_ratio
+    """Whether the batch can still grow, or gamma fall."""
+    return self.ratio < self.max_ratio or self.gamma > 0
 
   def measured(self, eigenvalue: float, left: int) -> None:
     """Lines 9 to 18 of Algorithm 1."""

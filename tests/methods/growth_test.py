@@ -54,6 +54,20 @@ def test_the_last_growth_is_cut_at_the_largest_batch() -> None:
   assert not rule.measures
 
 
+def test_gamma_falls_at_the_largest_batch_too() -> None:
+  rule = absa.Controller(2, gamma=0.4, vanishes=7)
+  for value in (16, 7, 3, 1):
+    assert rule.measures
+    rule.measured(value, _FAR)
+  assert (rule.ratio, rule.gamma) == (2, 0.05)
+  rule.before_update(7, _FAR)
+  assert not rule.measures
+  released = absa.Controller(2, gamma=0.4, gamma_rule='released')
+  for value in (16, 7):
+    released.measured(value, _FAR)
+  assert not released.measures
+
+
 def test_negative_eigenvalues_keep_their_sign() -> None:
   # -1 is below half of 8, and only what is below -0.5 undercuts it.
   assert [ratio for ratio, _ in _controlled([8, -1, -0.4, -0.6])] == [
