@@ -1,6 +1,7 @@
 """The comparison of growing batches: its split, its runs, its table."""
 
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -56,22 +57,32 @@ def test_table() -> None:
       seed: {'test/accuracy': accuracy, 'validation/accuracy': 0.5,
              'step': 1562, 'updates': 1562, 'seconds': 10.4}
       for seed, accuracy in ((0, 0.5), (1, 0.51), (2, 0.52))}}
-  assert absa_study.table(results).splitlines()[-1] == (
-      '| bl_128 | 3 | 51.00 ± 1.00 | 50.00 ± 0.00 | 1,562, 1,562, 1,562 | 10 |')
+  results['fb_2048'] = {0: None, 1: results['bl_128'][0], 2: None}
+  results['x'] = {0: None}
+  assert absa_study.table(results).splitlines()[2:] == [
+      '| bl_128 | 3 | 51.00 ± 1.00 | 50.00 ± 0.00 | 1,562, 1,562, 1,562 | 10 |',
+      '| fb_2048 (2 diverged) | 1 | 50.00 | 50.00 | 1,562 | 10 |',
+      '| x (1 diverged) | 0 | - | - | - | - |']
 
 
 def test_only_what_is_not_done_is_trained(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  commands_ = []
-  monkeypatch.setattr(
-      absa_study.subprocess, 'run', lambda c, **_: commands_.append(c))
+  commands_, codes = [], [0, 3, 1]
+
+  def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+    commands_.append(command)
+    return subprocess.CompletedProcess(command, codes[len(commands_) - 1])
+
+  monkeypatch.setattr(absa_study.subprocess, 'run', run)
   done, other = (absa_study.Run('gg_2048', seed, tmp_path / str(seed))
                  for seed in (0, 1))
   done.path.mkdir()
   (done.path / 'results.json').write_text('{}')
-  for run in (done, other):
-    absa_study._train(run)  # pylint: disable=protected-access
-  (command,) = commands_
+  train = absa_study._train  # pylint: disable=protected-access
+  assert [train(done), train(other), train(other)] == [True, True, False]
+  with pytest.raises(config.InputError, match='1 ended with code 1, see'):
+    train(other)
+  command = commands_[0]
   assert command[1:3] == ['-m', 'conadv_tf.train']
   assert f'--model_dir={tmp_path / "1"}' in command
   assert '--params_override=seed=1' in command
