@@ -6,7 +6,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
 from collections.abc import Iterator  # noqa: E402
+import ctypes  # noqa: E402
 import gc  # noqa: E402
+import sys  # noqa: E402
 
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
@@ -29,6 +31,17 @@ def mirrored() -> tf.distribute.Strategy:
   # Here, so that collecting the tests of pure Python parts stays fast.
   from conadv_tf.distribute import strategies
   return strategies.get("mirrored", 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed() -> Iterator[None]:
+  """Frees what a file's fixtures held: frozen, they would stay for ever."""
+  yield
+  gc.unfreeze()
+  gc.collect()
+  gc.freeze()
+  if sys.platform == "linux":
+    ctypes.CDLL(None).malloc_trim(0)  # glibc would keep it
 
 
 @pytest.fixture(autouse=True)
