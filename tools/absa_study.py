@@ -39,7 +39,7 @@ _JOBS = flags.DEFINE_integer(
 
 _CONFIG = "configs/cifar10/absa_study.yaml"
 _TRAIN, _VALIDATION = 10000, 5000
-_EPOCHS_OF_DECAY = "[6.67,13.33,17.78]"
+_EPOCHS_OF_DECAY = "[4,8,10.67]"
 
 
 def _baseline(ratio: int) -> tuple[str, ...]:
@@ -49,11 +49,11 @@ def _baseline(ratio: int) -> tuple[str, ...]:
 
 
 # The published counts of updates fit an evaluation every 65,536 samples, 69 in
-# 90 epochs of 50,000; 2,560 of 200,000 (20 initial batches) make 78.
+# 90 epochs of 50,000; 1,792 of 120,000 (14 initial batches) make 66.
 _CURVATURE = ("growth.name=curvature", "growth.max_batch_size=2048",
-              "curvature.every_samples=2560")
+              "curvature.every_samples=1792")
 _ABSA = (*_CURVATURE, "method.name=absa", "method.lag=0",
-         "attack.radius=1.275", "method.gamma=0.2", "method.gamma_epochs=10")
+         "attack.radius=1.275", "method.gamma=0.2", "method.gamma_epochs=6")
 # Watched once an epoch, on the same examples; training is the same bits.
 _WATCHED = ("curvature.monitor=true",)
 WAYS: dict[str, tuple[str, ...]] = {

@@ -46,7 +46,7 @@ def test_every_way_resolves_with_the_same_budget(way: str) -> None:
   assert config.unused_keys(run) == []
   resolved = config.resolve(run, 10000)
   batch = resolved.data.global_batch_size
-  assert resolved.derived.total_steps == round(200000 / batch)
+  assert resolved.derived.total_steps == round(120000 / batch)
   assert batch // resolved.runtime.micro_batches == 128
   most = resolved.growth.max_batch_size or batch
   assert most == int(way.split('_')[1])
