@@ -84,14 +84,15 @@ def _assert_same_end(one: pathlib.Path, other: pathlib.Path,
 
 def test_what_a_run_leaves(finished: pathlib.Path) -> None:
   estimates = _lines(finished, 'curvature.jsonl')
-  # An estimate where a multiple of 5 initial batches is crossed, while the
-  # batch can grow; patience 1 lets it grow at the second and the third.
+  # An estimate where a multiple of 5 initial batches is crossed, while gamma
+  # can fall; patience 1 lets it grow at the second and the third.
   assert [(r['step'], r['updates'], r['batch_size']) for r in estimates] == [
-      (5, 5, 4), (10, 10, 4), (16, 13, 8)]
-  assert [r['samples'] for r in estimates] == [20, 40, 64]
+      (5, 5, 4), (10, 10, 4), (16, 13, 8), (20, 14, 16), (28, 16, 16),
+      (32, 17, 16)]
+  assert [r['samples'] for r in estimates] == [20, 40, 64, 80, 112, 128]
   assert all(1 <= r['iterations'] <= 3 for r in estimates)
   assert [r['learning_rate'] for r in estimates] == pytest.approx(
-      [0.05, 0.05, 0.1])
+      [0.05, 0.05, 0.1, 0.2, 0.2, 0.2])
   results = json.loads((finished / 'results.json').read_text())
   # 10 updates of 4, 3 of 8, 5 of 16: all of the 36.
   assert (results['step'], results['updates']) == (36, 18)
