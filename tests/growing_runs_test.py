@@ -67,7 +67,7 @@ def _assert_same_end(one: pathlib.Path, other: pathlib.Path,
     assert expected.files == actual.files
     for name in expected.files:
       np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
-  for name in ('metrics.jsonl', 'curvature.jsonl'):
+  for name in ('metrics.jsonl', 'curvature.jsonl', 'growth.jsonl'):
     # A resumed epoch's means begin anew.
     ours, theirs = ([{k: v for k, v in r.items() if k not in (
         'seconds', 'examples_per_second') and not k.startswith('train/')}
@@ -105,6 +105,15 @@ def test_what_a_run_leaves(finished: pathlib.Path) -> None:
               r['step']: r['value'] for r in estimates}
   assert {int(v) for v in train['batch_size'].values()} == {4, 8, 16}
   assert _steps(finished)[-4:] == [24, 28, 32, 36]
+
+
+def test_growth_is_written_where_it_takes_effect(
+    finished: pathlib.Path) -> None:
+  # Updates of 16 start at 16 + 4n, and gamma is 0 from 30 on.
+  assert [(r['step'], r['updates'], r['batch_size'], r['rate_factor'],
+           r['gamma']) for r in _lines(finished, 'growth.jsonl')] == [
+               (0, 0, 4, 1.0, 0.5), (10, 10, 8, 2.0, 0.25),
+               (16, 13, 16, 4.0, 0.25), (32, 17, 16, 4.0, 0.0)]
 
 
 @pytest.mark.parametrize('step', [
@@ -210,6 +219,8 @@ def test_without_growth_a_run_is_what_it_was(
   for name in plain.files:
     np.testing.assert_array_equal(limit[name], plain[name], err_msg=name)
   assert not (tmp_path / 'limit' / 'curvature.jsonl').exists()
+  assert not (tmp_path / 'plain' / 'growth.jsonl').exists()
+  assert [r['step'] for r in _lines(tmp_path / 'limit', 'growth.jsonl')] == [0]
   results = _lines(tmp_path / 'plain', 'metrics.jsonl')[-1]
   assert results['updates'] == results['step'] == 36
   assert 'gamma' not in results

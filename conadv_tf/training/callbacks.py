@@ -81,6 +81,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._log = log
     self._steps_per_epoch = config.derived.steps_per_epoch
     self._total = config.derived.total_steps
+    self._batch_size = config.data.global_batch_size  # the initial one
     self._driver = driver or growing.Driver(
         growth.Growth(), None, total=self._total, updates=start_step)
     self._progress = progress.Progress(self._total, start_step, quiet)
@@ -101,6 +102,9 @@ class RunCallback(tf.keras.callbacks.Callback):
 
   def _epoch(self, step: int) -> float:
     return step / self._steps_per_epoch
+
+  def _place(self, step: int) -> dict[str, float]:
+    return {"step": step, "epoch": round(self._epoch(step), 6)}
 
   def _crossed(self, every: float, step: int, count: int,
                offset: float = 0.0) -> bool:
@@ -128,6 +132,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     """Asks for a snapshot before an execution that a checkpoint follows."""
     del batch, logs
     start, end = self._execution()
+    self._record_growth()
     self._count = end - self._step
     minutes = self._config.checkpoint.every_minutes
     overdue = minutes is not None and (
@@ -184,9 +189,8 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._guard.tick("estimate of curvature")
     finite = math.isfinite(estimate.value)
     self._directory.append_curvature({
-        "step": self._step, "epoch": round(self._epoch(self._step), 6),
-        **self._driven(self._step),
-        "samples": self._step * self._config.data.global_batch_size,
+        **self._place(self._step), **self._driven(self._step),
+        "samples": self._step * self._batch_size,
         "value": estimate.value if finite else None,
         "iterations": estimate.iterations})
     if finite:
@@ -194,13 +198,21 @@ class RunCallback(tf.keras.callbacks.Callback):
           "train", self._step, {"eigenvalue": estimate.value})
     self._clock += time.monotonic() - begin
 
+  def _record_growth(self) -> None:
+    """Writes down what takes effect with the next update, if it is new."""
+    driver = self._driver
+    if driver.grows:
+      self._directory.record_growth(
+          {**self._place(self._step), "updates": driver.updates},
+          {"batch_size": driver.batch_ratio * self._batch_size,
+           "rate_factor": driver.rate_factor, "gamma": driver.gamma})
+
   def _driven(self, step: int) -> dict[str, float]:
     """What growth has changed, of the update that ends at `step`."""
     driver = self._driver
     values = {
         "updates": driver.updates,
-        "batch_size": (driver.batch_ratio
-                       * self._config.data.global_batch_size),
+        "batch_size": driver.batch_ratio * self._batch_size,
         "learning_rate": driver.rate_factor * self._learning_rate(
             step - driver.batch_ratio)}
     return {**values, "gamma": driver.gamma} if driver.grows else values
@@ -288,7 +300,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     # The first execution traces and compiles; it says little about speed.
     if self._compiled or not self.speed:
       self.speed = ((step - self._clock_step)
-                    * self._config.data.global_batch_size / elapsed)
+                    * self._batch_size / elapsed)
     self._compiled = True
 
   # ---- Records.
@@ -324,7 +336,7 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._summaries.scalars("validation", step, figures)
     if self._pictures:
       self._summaries.pictures(step, *self._pictures(), self.model.pixel_range)
-    record = {"step": step, "epoch": round(self._epoch(step), 6)}
+    record = self._place(step)
     record.update({f"train/{n}": v for n, v in values.items()})
     record.update({f"validation/{n}": v for n, v in figures.items()})
     record.update(self._driven(step))

@@ -6,6 +6,7 @@ model_dir/
   train/ validation/   TensorBoard events
   metrics.jsonl  one object per evaluation
   curvature.jsonl  one object per estimate of the largest eigenvalue
+  growth.jsonl   one object per change of batch size, rate factor or gamma
   results.json   the last one, when the run is finished
   mlperf.log     where it is asked for, see mlperf_log.py
 """
@@ -51,6 +52,7 @@ class RunDirectory:
           "no run of ours; name another directory")
     self.checkpoints = checkpoint.Checkpoints(self.file("checkpoints"), keep)
     self._records: list[dict[str, Any]] | None = None
+    self._decided: dict[str, Any] | None = None  # last line of growth.jsonl
 
   def file(self, *parts: str) -> str:
     """A path inside the directory."""
@@ -155,6 +157,30 @@ class RunDirectory:
     """The lines of curvature.jsonl; a torn last line is left out."""
     return self._read("curvature.jsonl")
 
+  def record_growth(self, place: dict[str, Any],
+                    decided: dict[str, Any]) -> None:
+    """Adds one line to growth.jsonl, unless the last one says the same.
+
+    Args:
+      place: where it takes effect, with the `step`.
+      decided: what.
+
+    Raises:
+      InputError: if the disk refuses.
+    """
+    if not self.writes:
+      return
+    if self._decided is None:
+      for record in self.growth()[-1:]:
+        self._decided = {key: record.get(key) for key in decided}
+    if decided != self._decided:
+      self._append("growth.jsonl", {**place, **decided})
+      self._decided = decided
+
+  def growth(self) -> list[dict[str, Any]]:
+    """The lines of growth.jsonl; a torn last line is left out."""
+    return self._read("growth.jsonl")
+
   def _append(self, name: str, record: dict[str, Any]) -> None:
     with self._naming_full_disks(), open(
         self.file(name), "a", encoding="utf-8") as file:
@@ -192,9 +218,12 @@ class RunDirectory:
       InputError: if the disk refuses.
     """
     self._records = [r for r in self.metrics() if r["step"] <= step]
-    for name in ("metrics.jsonl", "curvature.jsonl"):
+    self._decided = None
+    # What takes effect at `step` is decided anew before the next update.
+    for name, end in (("metrics.jsonl", step), ("curvature.jsonl", step),
+                      ("growth.jsonl", step - 1)):
       if self.writes and os.path.exists(self.file(name)):
-        kept = [r for r in self._read(name) if r["step"] <= step]
+        kept = [r for r in self._read(name) if r["step"] <= end]
         self._replace(name, "".join(json.dumps(r) + "\n" for r in kept))
 
   def write_results(self, results: dict[str, Any]) -> None:

@@ -226,6 +226,11 @@ def test_a_growing_batch(tmp_path: pathlib.Path) -> None:
   assert [[r[key] for key in ('step', 'updates', 'batch_size', 'learning_rate')]
           for r in directory.metrics()] == [
               [3, 3, 8, 102.0], [9, 5, 32, 105.0]]
+  # The evaluation at 9 comes after both growths.
+  assert directory.growth() == [
+      {'step': step, 'epoch': pytest.approx(step / 3, abs=1e-6),
+       'updates': updates, 'batch_size': size, 'rate_factor': 1.0, 'gamma': 0.0}
+      for step, updates, size in ((0, 0, 8), (3, 3, 16), (5, 4, 32))]
 
 
 def test_a_growing_run_stops_after_the_update_that_is_due(

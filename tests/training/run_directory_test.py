@@ -87,6 +87,30 @@ def test_metrics_are_cut_back_to_the_checkpoint(
   assert (tmp_path / 'metrics.jsonl').read_text() == ''
 
 
+def test_growth_is_cut_back_to_before_the_checkpoint(
+    tmp_path: pathlib.Path) -> None:
+  directory = _opened(tmp_path)
+  for step, ratio in ((0, 1), (2, 1), (4, 2), (6, 2), (7, 4)):
+    directory.record_growth({'step': step}, {'ratio': ratio})
+  expected = [{'step': 0, 'ratio': 1}, {'step': 4, 'ratio': 2},
+              {'step': 7, 'ratio': 4}]
+  assert directory.growth() == expected
+  # What takes effect at a step is decided after the checkpoint of that step.
+  for step, kept in ((7, 2), (4, 1)):
+    directory.cut_records(step)
+    assert directory.growth() == expected[:kept]
+  again = run_directory.RunDirectory(str(tmp_path))
+  again.record_growth({'step': 4}, {'ratio': 1})  # as before
+  again.record_growth({'step': 5}, {'ratio': 2})
+  assert again.growth() == [expected[0], {'step': 5, 'ratio': 2}]
+  again.cut_records(0)
+  assert again.growth() == []
+  again.record_growth({'step': 0}, {'ratio': 2})
+  reader = run_directory.RunDirectory(str(tmp_path), writes=False)
+  reader.record_growth({'step': 1}, {'ratio': 3})
+  assert reader.growth() == [{'step': 0, 'ratio': 2}]
+
+
 def test_results_are_read_back(tmp_path: pathlib.Path) -> None:
   directory = _opened(tmp_path)
   directory.write_results({'step': 6, 'validation/accuracy': 0.5})
