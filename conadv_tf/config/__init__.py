@@ -7,7 +7,7 @@ neither types nor ranges; that part is here.
 from conadv_tf.config.checks import check_batch, validate
 from conadv_tf.config.growth_rules import changes as batch_changes
 from conadv_tf.config.growth_rules import measures as curvature_is_measured
-from conadv_tf.config.reader import load, save
+from conadv_tf.config.reader import load, load_resolved, save
 from conadv_tf.config.resolution import differences, resolve, unused_keys
 from conadv_tf.config.schema import (
     AttackConfig,

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from conadv_tf.config import checks
+from conadv_tf.config.resolution import resolve
 from conadv_tf.config.schema import ExperimentConfig, InputError, show
 
 
@@ -49,6 +50,26 @@ def load(
   config.override(merged)
   checks.validate(config)
   return config
+
+
+def load_resolved(path: str) -> ExperimentConfig:
+  """Returns a configuration as it was when `save` wrote it, resolved.
+
+  Neither data nor devices are needed.
+
+  Args:
+    path: YAML file that holds what a run derived.
+
+  Raises:
+    InputError: as `load`, or if it does not.
+  """
+  derived = _read_file(path).get('derived')
+  examples = derived.get('num_examples') if isinstance(derived, dict) else None
+  if not isinstance(examples, int) or examples < 1:
+    raise InputError(
+        f'{path}: holds no derived.num_examples; give the params.yaml of a '
+        'run that has begun')
+  return resolve(load([path]), examples)
 
 
 def save(config: ExperimentConfig, path: str) -> None:

@@ -28,6 +28,19 @@ def test_resolve_computes_what_is_derived() -> None:
   assert original.derived.total_steps == 0
 
 
+def test_what_a_run_saved_is_resolved_again(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / 'params.yaml'
+  saved = config.resolve(config.load(
+      [], 'data.global_batch_size=48,schedule.epochs=2.5'), 1000)
+  config.save(saved, str(path))
+  assert config.load_resolved(str(path)) == saved
+  for text in ('seed: 1', 'derived: 3', 'derived: {num_examples: 0}'):
+    path.write_text(text)
+    with pytest.raises(config.InputError) as raised:
+      config.load_resolved(str(path))
+    assert 'no derived.num_examples' in _message(raised)
+
+
 @pytest.mark.parametrize('override, expected', [
     ('attack.radius=3', 3.0), ('attack.radius=3,attack.step_size=1', 1.0),
     ('attack.radius=3,attack.steps=10', 0.75), ('attack.radius=0', 0.0)])
