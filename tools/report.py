@@ -5,23 +5,30 @@
 RUN is the directory of a run, finished or not. Writes into DIR
 
     batch_and_rate.png     batch size and learning rate against epochs
-    eigenvalues.png        estimates during training, where a run made any
+    eigenvalues.png        estimates during training, where one succeeded
     loss_and_accuracy.png  of training and validation, by epoch
-    report.md              the last figures of each run, in a table
+    report.md              the last figures of each run, in a table; where two
+                           runs made estimates at equal steps (by the whole
+                           Hessian and by a block of it, say), how the
+                           logarithms of their positive ones correlate
 
-The batch and the rate are those of the update before each evaluation and each
-estimate.
+The batch changes where growth.jsonl says so. The rate is the schedule's times
+the factor that growth gave it.
 """
 
 from collections.abc import Sequence
-import dataclasses
+import itertools
 import os
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from absl import flags
+import numpy as np
 
 from conadv_tf import command_line
 from tools import figures
+
+if TYPE_CHECKING:
+  from tools import run_history
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory.", required=True)
 _COLUMNS = {"validation/accuracy": "validation accuracy",
@@ -30,29 +37,16 @@ _COLUMNS = {"validation/accuracy": "validation accuracy",
             "learning_rate": "last rate", "seconds": "seconds"}
 
 
-@dataclasses.dataclass
-class _Run:
-  """What a run has left.
-
-  Attributes:
-    name: of its directory, and of those above where two are alike.
-    metrics: lines of metrics.jsonl.
-    curvature: lines of curvature.jsonl.
-  """
-
-  name: str
-  metrics: list[dict[str, Any]]
-  curvature: list[dict[str, Any]]
-
-
 def main(paths: Sequence[str]) -> None:
   """Draws the pictures."""
   with command_line.one_line_errors():
     from conadv_tf import config
+    from tools import run_history
     if not paths:
       raise config.InputError("name one run or more: tools.report RUN "
                               "--output=DIR")
-    runs = [_read(path, name) for path, name in zip(paths, _names(paths))]
+    runs = [run_history.read(path, name)
+            for path, name in zip(paths, _names(paths))]
     try:
       os.makedirs(_OUTPUT.value, exist_ok=True)
       pictures = {"batch_and_rate": _batch_and_rate(runs),
@@ -63,7 +57,7 @@ def main(paths: Sequence[str]) -> None:
         picture.savefig(os.path.join(_OUTPUT.value, f"{name}.png"), dpi=100)
       with open(os.path.join(_OUTPUT.value, "report.md"), "w",
                 encoding="utf-8") as file:
-        file.write(_table(runs) + "\n")
+        file.write("\n\n".join((_table(runs), *_agreement(runs))) + "\n")
     except OSError as error:
       raise config.InputError(
           f"--output={_OUTPUT.value} cannot be written: {error.strerror}"
@@ -78,21 +72,6 @@ def _names(paths: Sequence[str]) -> list[str]:
       {tuple(p[-length:]) for p in parts}) < len(set(map(tuple, parts))):
     length += 1
   return [os.sep.join(p[-length:]) for p in parts]
-
-
-def _read(path: str, name: str) -> _Run:
-  from conadv_tf import config
-  from conadv_tf.training import run_directory
-  directory = run_directory.RunDirectory(path)
-  if directory.saved_config() is None:
-    raise config.InputError(
-        f"{path} holds no run (no params.yaml); name a directory that "
-        "conadv_tf.train wrote")
-  metrics = directory.metrics()
-  if not metrics:
-    raise config.InputError(f"{path}: the run has no evaluation yet (no "
-                            "metrics.jsonl)")
-  return _Run(name, metrics, directory.curvature())
 
 
 def _axes(rows: int) -> tuple[Any, Any]:
@@ -116,15 +95,15 @@ def _line(axis: Any, records: Sequence[dict[str, Any]], key: str,
   axis.plot([x for x, _ in points], [y for _, y in points], **style)
 
 
-def _batch_and_rate(runs: Sequence[_Run]) -> Any:
+def _batch_and_rate(runs: "Sequence[run_history.Run]") -> Any:
   figure, axes = _axes(2)
   for number, run in enumerate(runs):
-    records = run.metrics + run.curvature
-    for axis, key, label in ((axes[0], "batch_size", run.name),
-                             (axes[1], "learning_rate", None)):
-      # Each holds up to its record, from some place after the one before.
-      _line(axis, records, key, color=f"C{number}", label=label, marker=".",
-            drawstyle="steps-pre")
+    for axis, (epochs, values), label in (
+        (axes[0], run.batch_sizes(), run.name),
+        (axes[1], run.learning_rates(), None)):
+      # An axis of logarithms has no place for the 0 of a warm-up.
+      axis.plot(epochs, np.where(values > 0, values, np.nan),
+                color=f"C{number}", label=label, drawstyle="steps-post")
   axes[0].set(ylabel="batch size")
   axes[0].set_yscale("log", base=2)
   axes[1].set(ylabel="learning rate")
@@ -133,7 +112,7 @@ def _batch_and_rate(runs: Sequence[_Run]) -> Any:
   return figure
 
 
-def _eigenvalues(runs: Sequence[_Run]) -> Any:
+def _eigenvalues(runs: "Sequence[run_history.Run]") -> Any:
   figure, (axis,) = _axes(1)
   for number, run in enumerate(runs):
     if run.curvature:
@@ -146,7 +125,7 @@ def _eigenvalues(runs: Sequence[_Run]) -> Any:
   return figure
 
 
-def _loss_and_accuracy(runs: Sequence[_Run]) -> Any:
+def _loss_and_accuracy(runs: "Sequence[run_history.Run]") -> Any:
   figure, axes = _axes(2)
   for number, run in enumerate(runs):
     for axis, name, label in ((axes[0], "loss", run.name),
@@ -161,7 +140,7 @@ def _loss_and_accuracy(runs: Sequence[_Run]) -> Any:
   return figure
 
 
-def _table(runs: Sequence[_Run]) -> str:
+def _table(runs: "Sequence[run_history.Run]") -> str:
   rows = []
   for run in runs:
     last = run.metrics[-1]
@@ -169,6 +148,19 @@ def _table(runs: Sequence[_Run]) -> str:
         f"{last[key]:.4g}" if isinstance(last.get(key), float)
         else f"{last.get(key, '')}" for key in _COLUMNS)])
   return figures.table(["run", "epochs", *_COLUMNS.values()], rows)
+
+
+def _agreement(runs: "Sequence[run_history.Run]") -> list[str]:
+  """A table of how estimates of two runs correlate, where any two can."""
+  from tools import run_history
+  rows = []
+  for one, other in itertools.combinations(runs, 2):
+    x, y = run_history.common_estimates(one, other)
+    if len(x) > 2:  # two always lie on a line
+      rows.append([f"{one.name}, {other.name}", f"{len(x)}", *(
+          f"{value:.3f}" for value in run_history.correlations(x, y))])
+  head = ["log eigenvalues of", "n", "Spearman", "Pearson"]
+  return [figures.table(head, rows)] if rows else []
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The pictures of runs, by their pixels, and the table."""
 
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
 
@@ -13,20 +14,34 @@ from tests import commands, tiny
 _TOOL = 'tools.report'
 
 
-def _run(path: pathlib.Path, batches: list[int], eigenvalues: list[float],
+def _run(path: pathlib.Path, eigenvalues: Sequence[float | None] = (),
+         overrides: str = '',
+         growth: Mapping[int, tuple[int, float]] | None = None,
+         evaluated: tuple[int, ...] = (12, 24),
          accuracy: float = 0.5) -> pathlib.Path:
-  """What a run of one evaluation an epoch leaves."""
+  """What a run of 24 initial batches of 4 in 4 epochs leaves.
+
+  `growth`: step -> (batch size, rate factor).
+  """
   path.mkdir(parents=True)
-  config.save(tiny.load(), str(path / 'params.yaml'))
+  resolved = config.resolve(tiny.load(
+      'data.global_batch_size=4,schedule.epochs=4,schedule.name=constant,'
+      'schedule.warmup_epochs=0', overrides), 24)
+  config.save(resolved, str(path / 'params.yaml'))
+  every = resolved.derived.steps_per_epoch
   for name, lines in (
       ('metrics.jsonl', [
-          {'step': i, 'epoch': float(i), 'updates': i, 'batch_size': batch,
-           'learning_rate': batch / 100, 'train/loss': 1 / i,
-           'train/accuracy': 0.5, 'validation/loss': 2 / i,
-           'validation/accuracy': accuracy, 'seconds': 1.5 * i}
-          for i, batch in enumerate(batches, 1)]),
+          {'step': step, 'epoch': step / every, 'updates': step,
+           'batch_size': 16, 'learning_rate': 0.5, 'train/loss': 1 / step,
+           'train/accuracy': 0.5, 'validation/loss': 2 / step,
+           'validation/accuracy': accuracy, 'seconds': 1.5 * step}
+          for step in evaluated]),
+      ('growth.jsonl', [
+          {'step': step, 'epoch': step / every, 'batch_size': batch,
+           'rate_factor': factor}
+          for step, (batch, factor) in (growth or {}).items()]),
       ('curvature.jsonl', [
-          {'step': i, 'epoch': float(i), 'value': value}
+          {'step': i, 'epoch': i / every, 'value': value}
           for i, value in enumerate(eigenvalues, 1)])):
     (path / name).write_text(''.join(json.dumps(r) + '\n' for r in lines))
   return path
@@ -41,29 +56,43 @@ def _coloured(path: pathlib.Path, colour: str, part: slice) -> np.ndarray:
       np.abs(pixels[..., :3] - colors.to_rgb(colour)).max(-1) < 0.02)
 
 
+def _jump(line: np.ndarray) -> float:
+  """Where a line reaches its last height, as a part of its width."""
+  rows, columns = line.T
+  left, right = columns.min(), columns.max()
+  last = np.median(rows[columns > right - 5])
+  return (columns[abs(rows - last) < 2].min() - left) / (right - left)
+
+
 def test_pictures_and_table(tmp_path: pathlib.Path) -> None:
-  grown = _run(tmp_path / 'a' / 'run', [4, 4, 8, 16], [9.0, 3.0, 0.5], 0.25)
-  constant = _run(tmp_path / 'b' / 'run', [2, 2, 2, 2], [])
+  # Evaluated at epochs 2 and 4, and grown at 2.5; one decays at 3.
+  grown = _run(
+      tmp_path / 'a' / 'run', [9.0, 3.0, None, 0.5],
+      'method.name=vanilla,growth.name=scheduled,growth.epochs=[2.5],'
+      'growth.max_batch_size=16', growth={0: (4, 1.0), 15: (16, 4.0)},
+      accuracy=0.25)
+  decayed = _run(
+      tmp_path / 'b' / 'run', evaluated=(24, 48), overrides=
+      'data.global_batch_size=2,schedule.peak_lr=0.5,schedule.name=piecewise,'
+      'schedule.boundaries=[3],schedule.values=[1,0.1]')
   output = tmp_path / 'report'
-  done = commands.run(_TOOL, str(grown), str(constant), f'--output={output}')
+  done = commands.run(_TOOL, str(grown), str(decayed), f'--output={output}')
   assert done.code == 0, done.err
   assert sorted(p.name for p in output.iterdir()) == [
       'batch_and_rate.png', 'eigenvalues.png', 'loss_and_accuracy.png',
       'report.md']
 
-  # The batch doubles after epochs 2 and 3 of 1 to 4: equal steps of a log.
   picture = output / 'batch_and_rate.png'
-  line = _coloured(picture, 'C0', slice(0, 0.42))
-  left, right = line[:, 1].min(), line[:, 1].max()
-  levels = [np.median(line[np.abs(
-      line[:, 1] - (left + (right - left) * (epoch - 1) / 3)) < 3][:, 0])
-            for epoch in (2.5, 3.5)]
-  bottom, top = line[:, 0].max(), line[:, 0].min()
-  assert levels[1] < levels[0]  # larger batches are further up
-  assert levels[1] == pytest.approx(top, abs=6)
-  assert levels[0] == pytest.approx((top + bottom) / 2, abs=6)
-  rate = _coloured(picture, 'C1', slice(0.45, 0.88))
-  assert np.ptp(rate[:, 0]) < 12  # a constant one is level
+  batch, rate = slice(0, 0.42), slice(0.45, 0.88)
+  for part in (batch, rate):
+    line = _coloured(picture, 'C0', part)
+    assert _jump(line) == pytest.approx(2.5 / 4, abs=0.01)
+    ends = [line[line[:, 1] == column][:, 0].mean()
+            for column in (line[:, 1].min(), line[:, 1].max())]
+    assert ends[1] < ends[0]  # more is further up
+  constant = _coloured(picture, 'C1', batch)
+  assert np.ptp(constant[:, 0]) < 12
+  assert _jump(_coloured(picture, 'C1', rate)) == pytest.approx(3 / 4, abs=0.01)
 
   falling = _coloured(output / 'eigenvalues.png', 'C0', slice(0, 0.85))
   first, last = (falling[falling[:, 1] == column][:, 0].mean()
@@ -76,12 +105,42 @@ def test_pictures_and_table(tmp_path: pathlib.Path) -> None:
   assert 'validation accuracy' in head and 'updates' in head
   assert [c[0] for c in cells] == ['a/run', 'b/run']  # told apart
   assert cells[0][1:3] == ['4', '0.25'] and cells[1][2] == '0.5'
-  assert cells[0][5:7] == ['4', '16']
+  assert cells[0][5:7] == ['24', '16']
+
+
+def test_agreement_of_estimates(tmp_path: pathlib.Path) -> None:
+  # Logarithms 0, 1, 2, 3 beside 0, 2, 1, 6; a negative one counts nowhere.
+  full, block = (
+      _run(tmp_path / name, [2.0**v if v is not None else -1.0 for v in values])
+      for name, values in (('full', [0, 1, 5, 2, 3]),
+                           ('block', [0, 2, None, 1, 6, 4])))
+  other = _run(tmp_path / 'other', [1.0, 2.0])
+  output = tmp_path / 'report'
+  done = commands.run(_TOOL, *map(str, (full, block, other)),
+                      f'--output={output}')
+  assert done.code == 0, done.err
+  table = (output / 'report.md').read_text().split('\n\n')[1]
+  assert table.splitlines()[2:] == ['| full, block | 4 | 0.800 | 0.834 |']
+
+
+def test_runs_whose_estimates_failed_are_in_no_legend(
+    tmp_path: pathlib.Path) -> None:
+  good, failed = _run(tmp_path / 'good', [1.0, 2.0]), _run(
+      tmp_path / 'failed', [None, None])
+  for runs, expected in (((good, failed), True), ((failed,), False)):
+    output = tmp_path / f'report{len(runs)}'
+    done = commands.run(_TOOL, *map(str, runs), f'--output={output}')
+    assert done.code == 0, done.err
+    picture = output / 'eigenvalues.png'
+    assert picture.exists() == expected
+    if expected:
+      assert len(_coloured(picture, 'C0', slice(0.85, 1)))
+      assert not len(_coloured(picture, 'C1', slice(0, 1)))
 
 
 def test_without_estimates_there_is_no_picture_of_them(
     tmp_path: pathlib.Path) -> None:
-  run, output = _run(tmp_path / 'run', [4, 4], []), tmp_path / 'report'
+  run, output = _run(tmp_path / 'run'), tmp_path / 'report'
   done = commands.run(_TOOL, str(run), f'--output={output}')
   assert done.code == 0, done.err
   assert sorted(p.name for p in output.iterdir()) == [
@@ -89,10 +148,10 @@ def test_without_estimates_there_is_no_picture_of_them(
 
 
 def test_bad_input_is_one_line(tmp_path: pathlib.Path) -> None:
-  good = _run(tmp_path / 'run', [4], [])
+  good = _run(tmp_path / 'run')
   empty = tmp_path / 'empty'
   empty.mkdir()
-  begun = _run(tmp_path / 'begun', [], [])
+  begun = _run(tmp_path / 'begun', evaluated=())
   taken = tmp_path / 'file'
   taken.touch()
   output = f'--output={tmp_path / "out"}'
