@@ -275,7 +275,7 @@ def _growth_line(config: config_lib.ExperimentConfig) -> str:
             f"{config.curvature.examples:,}, has fallen by "
             f"{growth.decrease:g} or has not in {growth.patience} estimates")
     least, most = update_counts.bounds(
-        derived.num_examples, epochs, batch, growth.max_batch_size)
+        derived.total_steps, growth.max_batch_size // batch)
     updates = f"{least:,} to {most:,}"
   return (f"growth: from {batch:,} to {growth.max_batch_size:,} examples, by "
           f"{growth.factor} {when}; {updates} updates")

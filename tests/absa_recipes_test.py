@@ -175,8 +175,7 @@ def test_updates_of_a_batch_that_follows_the_curvature(
   assert rule.gamma == (0.2 if strategy == 'absa' else 0.0)
   count = _updates(rule, derived.total_steps, epoch)
   least, most = update_counts.bounds(
-      resolved.data.train_examples, resolved.schedule.epochs, batch,
-      resolved.growth.max_batch_size)
+      derived.total_steps, resolved.growth.max_batch_size // batch)
   # A flat eigenvalue doubles the batch every tenth time from the 11th on.
   assert least < count < most
   assert rule.ratio > 1 and rule.gamma == 0.0  # after tau

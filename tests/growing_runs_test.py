@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from conadv_tf import config, experiment, runs
+from conadv_tf import config, description, experiment, runs
 from conadv_tf.analysis import curvature
 from conadv_tf.training import growing
 from tests import commands, events, killing, tiny
@@ -341,3 +341,25 @@ def test_keys_that_are_not_used_are_named() -> None:
   assert set(config.unused_keys(tiny.load(
       _SETTINGS, 'method.name=vanilla'))) >= {
           'method.gamma', 'method.gamma_epochs'}
+@pytest.mark.parametrize('overrides', [
+    'curvature.every_samples=143', 'growth.max_batch_size=144',
+    'growth.name=none,curvature.every_samples=144',
+    'growth.name=none,curvature.monitor=true,curvature.every_samples=144'])
+def test_the_longest_that_a_run_bears(overrides: str) -> None:
+  assert config.resolve(
+      tiny.load(_SETTINGS, overrides), 24).derived.total_steps == 36
+
+
+@pytest.mark.parametrize('overrides, least, most', [
+    # 6.2 epochs are 37.2 batches: 37, and 1 is left over of the largest.
+    ('schedule.epochs=6.2', 9, 37),
+    # 6.1 are 36.6, rounded up.
+    ('schedule.epochs=6.1', 9, 37),
+    ('growth.max_batch_size=144', 1, 36)])
+def test_the_bounds_that_are_described(overrides: str, least: int,
+                                       most: int) -> None:
+  text = description.describe_config(tiny.load(_SETTINGS, overrides))
+  assert f'; {least} to {most} updates' in text
+  assert f'\nupdates: {most} of 4 examples' in text
+
+

@@ -55,23 +55,20 @@ def growing(
   return math.floor(total)
 
 
-def bounds(num_examples: int, epochs: float, batch: int, max_batch: int
-           ) -> tuple[int, int]:
+def bounds(total: int, max_ratio: int) -> tuple[int, int]:
   """Fewest and most updates of a batch that grows by the curvature (ABS, ABSA).
 
   `N*E/B_max <= updates <= N*E/B_0`, with the largest batch from the start and
-  never.
+  never. What is left and smaller than an update is dropped, and is less than
+  `max_ratio` initial batches.
 
   Args:
-    num_examples: N, of the training set.
-    epochs: E.
-    batch: B_0, the first one, in examples.
-    max_batch: B_max, in examples.
+    total: initial batches of the run: N*E/B_0, rounded.
+    max_ratio: B_max / B_0.
 
   Raises:
-    ValueError: max_batch is below batch.
+    ValueError: max_ratio does not lie in 1 .. total.
   """
-  if max_batch < batch:
-    raise ValueError(f"max_batch {max_batch} is below batch {batch}")
-  return (constant(num_examples, epochs, max_batch),
-          constant(num_examples, epochs, batch))
+  if not 1 <= max_ratio <= total:
+    raise ValueError(f"max_ratio {max_ratio} must lie in 1 .. {total}")
+  return total // max_ratio, total

@@ -31,13 +31,32 @@ def check(config: ExperimentConfig) -> None:
     _check_epochs(config)
 
 
-def check_examples(config: ExperimentConfig, num_examples: int) -> None:
-  """Raises InputError if an estimate wants more examples than there are."""
-  examples = config.curvature.examples
-  if measures(config) and examples > num_examples:
+def check_data(config: ExperimentConfig, num_examples: int,
+               total_steps: int) -> None:
+  """Raises InputError for what the data or the run are too small for.
+
+  Args:
+    config: checked.
+    num_examples: the size of the training set.
+    total_steps: initial batches of the run.
+  """
+  growth, curvature = config.growth, config.curvature
+  batch = config.data.global_batch_size
+  seen = total_steps * batch
+  if measures(config) and curvature.examples > num_examples:
     raise InputError(
-        f'curvature.examples: {examples} of {num_examples} training examples; '
-        f'set at most {num_examples}')
+        f'curvature.examples: {curvature.examples} of {num_examples} training '
+        f'examples; set at most {num_examples}')
+  if growth.name == 'curvature' and curvature.every_samples >= seen:
+    raise InputError(
+        f'curvature.every_samples: {curvature.every_samples} is not below the '
+        f'{seen} examples of the run, so that there would be no estimate and '
+        f'no growth; set less')
+  if growth.name != 'none' and growth.max_batch_size > seen:
+    raise InputError(
+        f'growth.max_batch_size: {growth.max_batch_size} exceeds the {seen} '
+        'examples of the run, so that no such batch can ever be trained on; '
+        f'set at most {seen}')
 
 
 def _check_absa(config: ExperimentConfig) -> None:

@@ -47,7 +47,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
         f'examples in batches of {batch} round to 0 updates; raise '
         'schedule.epochs or lower data.global_batch_size')
   _check_boundary_steps(schedule, steps_per_epoch)
-  growth_rules.check_examples(resolved, num_examples)
+  growth_rules.check_data(resolved, num_examples, total_steps)
   step_size = attack.step_size
   if step_size is None:
     step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)

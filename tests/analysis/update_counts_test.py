@@ -47,7 +47,8 @@ def test_printed_counts_of_abs_and_absa_lie_between_the_bounds(
     model: str, batch: int, printed: int) -> None:
   table = absa_tables.TABLES[model]
   least, most = update_counts.bounds(
-      table.examples, table.epochs, MICRO_BATCH, batch)
+      update_counts.constant(table.examples, table.epochs, MICRO_BATCH),
+      batch // MICRO_BATCH)
   assert least <= printed <= most
 
 
@@ -60,7 +61,7 @@ def test_imagenet() -> None:
   assert update_counts.growing(5005, 90, (30, 60, 80), 10) == 166_216
   assert update_counts.growing(5005, 90, (30, 60, 80), 10, 64) == 167_511
   # Printed of I2 and I3: 76,247 and 66,393.
-  least, most = update_counts.bounds(examples, 90, 256, 16_384)
+  least, most = update_counts.bounds(450_410, 64)
   assert (least, most) == (7037, 450_410)
   assert least < 66_393 < 76_247 < most
 
@@ -80,5 +81,6 @@ def test_refuses() -> None:
     update_counts.growing(7, 3, (4,), 2)
   with pytest.raises(ValueError, match="must increase"):
     update_counts.growing(7, 3, (2, 1), 2)
-  with pytest.raises(ValueError, match="128 is below batch 256"):
-    update_counts.bounds(10, 1, 256, 128)
+  for ratio in (0, 11):
+    with pytest.raises(ValueError, match=f"{ratio} must lie in 1 .. 10"):
+      update_counts.bounds(10, ratio)
