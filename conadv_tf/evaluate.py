@@ -48,25 +48,35 @@ def main() -> None:
   # Imported late: --help must not wait for TensorFlow.
   with command_line.one_line_errors():
     from conadv_tf import config, runs
+    from conadv_tf.analysis import curvature
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
     if _OUTPUT.value:
       command_line.check_output(_OUTPUT.value)
     _check_curvature()
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
+    if _CURVATURE.value:  # what cannot be must not cost an evaluation
+      experiment.curvature.check(**_options())
     limit = _TRAIN_EXAMPLES.value
     if limit is None:
       limit = experiment.splits.train.num_examples
     figures = experiment.evaluate(_ATTACKS.value, _BRANCH.value, limit)
     report = {"step": checkpoint.step, "branch": _BRANCH.value}
     report.update({f"validation/{k}": v for k, v in figures.items()})
+    failure = None
     if _CURVATURE.value:
-      report.update(_curvature(experiment))
+      try:
+        report.update(_curvature(experiment))
+      except curvature.NotFinite as error:
+        failure = error
+        report["curvature/problem"] = str(error)
     text = json.dumps(report, indent=2)
     print(text)
     if _OUTPUT.value:
       with open(_OUTPUT.value, "w", encoding="utf-8") as file:
         file.write(text + "\n")
+    if failure:
+      raise failure
 
 
 def _check_curvature() -> None:
@@ -77,12 +87,16 @@ def _check_curvature() -> None:
       raise config.InputError(f"--{flag.name} needs --curvature")
 
 
+def _options() -> dict[str, Any]:
+  """What the flags say of the estimate."""
+  return {"examples": _EXAMPLES.value, "last_layers": _LAST_LAYERS.value,
+          "iterations": _ITERATIONS.value, "tolerance": _TOLERANCE.value,
+          "eigenvalues": _EIGENVALUES.value}
+
+
 def _curvature(experiment: Any) -> dict[str, Any]:
   """The report's figures; says the most important ones on stderr."""
-  figures = experiment.curvature(
-      examples=_EXAMPLES.value, last_layers=_LAST_LAYERS.value,
-      iterations=_ITERATIONS.value, tolerance=_TOLERANCE.value,
-      eigenvalues=_EIGENVALUES.value)
+  figures = experiment.curvature(**_options())
   print(
       f"curvature: top Hessian eigenvalue {figures['top_eigenvalue']:.6g} "
       f"({'converged' if figures['converged'] else 'NOT converged'} in "

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -155,15 +156,25 @@ class Experiment:
     Args:
       number: of estimates before, which chooses the examples.
     """
-    options = self.config.curvature
     try:
-      found = self.curvature(
-          examples=options.examples, last_layers=options.last_layers,
-          iterations=options.iterations, tolerance=options.tolerance,
-          number=number)
+      found = self.curvature(**self._curvature_options(), number=number)
     except curvature_lib.NotFinite as error:
       return growing.Estimate(math.nan, problem=str(error))
     return growing.Estimate(found["top_eigenvalue"], found["iterations"])
+
+  def check_estimates(self) -> None:
+    """Refuses to begin what the first estimate in training would end.
+
+    Raises:
+      InputError: if there is no such block, or no second derivative.
+    """
+    if config_lib.curvature_is_measured(self.config):
+      self.curvature.check(**self._curvature_options())
+
+  def _curvature_options(self) -> dict[str, Any]:
+    options = self.config.curvature
+    return {name: getattr(options, name) for name in (
+        "examples", "last_layers", "iterations", "tolerance")}
 
   def evaluation_dataset(self, split: str) -> tf.data.Dataset:
     """Every example of "train" (not augmented) or "validation" once."""
@@ -325,7 +336,4 @@ def build(config: config_lib.ExperimentConfig,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:
       raise config_lib.InputError(error) from error
-  experiment = Experiment(config, splits, strategy, trainer, schedule, outputs)
-  if config_lib.curvature_is_measured(config):  # what cannot be must not begin
-    experiment.curvature.hessian(1, config.curvature.last_layers)
-  return experiment
+  return Experiment(config, splits, strategy, trainer, schedule, outputs)

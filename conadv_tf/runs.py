@@ -178,6 +178,8 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
     return results
   step, seconds = _begin(experiment, latest)
   log = _open_log(experiment, directory, step, session.evaluates)
+  session.watch.tick("first Hessian product: tracing and compiling")
+  experiment.check_estimates()
   directory.open(config)
   if not quiet:
     print(description.describe(experiment), flush=True)

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from conadv_tf import runs
+from conadv_tf import experiment, runs
 from tests import commands, tiny
+from tests import curved_models as curved
 
 _EVALUATE = 'conadv_tf.evaluate'
 
@@ -71,13 +72,46 @@ def test_without_it_nothing_is_estimated(run: pathlib.Path) -> None:
 ])
 def test_refusals(run: pathlib.Path, flags: list[str], part: str) -> None:
   assert part in commands.run(
-      _EVALUATE, f'--model_dir={run}', *flags).refusal()
+      _EVALUATE, f'--model_dir={run}', *flags, before=_never_evaluate
+  ).refusal()
 
 
-def test_a_model_without_trainable_layers(tmp_path: pathlib.Path) -> None:
-  folder = tmp_path / 'frozen'
-  runs.run(tiny.load(f'model.name={__name__}:frozen', 'method.name=vanilla'),
+def _never_evaluate() -> None:
+  """What is refused after an evaluation has cost one."""
+  def evaluate(*args: object) -> None:
+    raise AssertionError('evaluated')
+
+  experiment.Experiment.evaluate = evaluate
+
+
+@pytest.mark.parametrize('model, message', [
+    (f'{__name__}:frozen', 'has no trainable layers, so there is no Hessian'),
+    (f'{curved.__name__}:normalised_by_response',
+     'has an operation without a second derivative')])
+def test_a_model_without_a_hessian(
+    model: str, message: str, tmp_path: pathlib.Path) -> None:
+  folder = tmp_path / 'run'
+  runs.run(tiny.load(f'model.name={model}', 'method.name=vanilla'),
            str(folder), quiet=True)
-  message = commands.run(
-      _EVALUATE, f'--model_dir={folder}', '--curvature').refusal()
-  assert "has no trainable layers, so there is no Hessian" in message
+  assert message in commands.run(
+      _EVALUATE, f'--model_dir={folder}', '--curvature',
+      before=_never_evaluate).refusal()
+
+
+def test_an_estimate_that_fails_leaves_the_evaluation(
+    tmp_path: pathlib.Path) -> None:
+  folder, output = tmp_path / 'run', tmp_path / 'figures.json'
+  runs.run(tiny.load(f'model.name={curved.__name__}:kinked',
+                     'method.name=vanilla'), str(folder), quiet=True)
+  done = commands.run(_EVALUATE, f'--model_dir={folder}', '--curvature',
+                      f'--output={output}')
+  problem = "the Hessian product is not finite, first in layer 'kink'"
+  assert done.code == 3
+  assert done.err.splitlines()[-1] == f'error: {problem}'
+  report = json.loads(output.read_text())
+  assert json.loads(done.out) == report
+  assert report['curvature/problem'] == problem
+  assert 'curvature/top_eigenvalue' not in report
+  trained = json.loads((folder / 'results.json').read_text())
+  assert report['validation/loss'] == pytest.approx(
+      trained['validation/loss'], rel=1e-5)

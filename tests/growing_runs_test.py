@@ -16,6 +16,7 @@ from conadv_tf import config, description, experiment, runs
 from conadv_tf.analysis import curvature
 from conadv_tf.training import growing
 from tests import commands, events, killing, tiny
+from tests import curved_models as curved
 
 # 6 initial batches of 4 an epoch, in 2 virtual replicas, for 36 in all.
 _SETTINGS = (
@@ -326,7 +327,16 @@ def test_bad_input_is_one_line(overrides: str, message: str) -> None:
 def test_input_that_only_data_or_model_show(tmp_path: pathlib.Path) -> None:
   for overrides, message in (
       ('curvature.examples=25', '25 of 24 training examples'),
-      ('curvature.last_layers=9', 'the last 9 layers: model'),):
+      ('curvature.last_layers=9', 'the last 9 layers: model'),
+      (f'model.name={curved.__name__}:normalised_by_response',
+       'an operation without a second derivative'),
+      (f'model.name={curved.__name__}:normalised_by_response,growth.name=none,'
+       'curvature.monitor=true', 'an operation without a second derivative'),
+      # 36 initial batches of 4.
+      ('curvature.every_samples=144', '144 is not below the 144 examples of'),
+      ('growth.max_batch_size=148', '148 exceeds the 144 examples of the run'),
+      ('growth.name=scheduled,growth.epochs=[1],growth.max_batch_size=148',
+       '148 exceeds the 144 examples of the run')):
     with pytest.raises(config.InputError, match=message):
       runs.run(tiny.load(_SETTINGS, overrides), str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()

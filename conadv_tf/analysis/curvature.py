@@ -166,10 +166,7 @@ def figures(product: Product, size: int, *, seed: int,
     NotFinite: if a product is not finite.
     ValueError: if an argument is out of range.
   """
-  if eigenvalues < 0 or eigenvalues > min(size, iterations):
-    raise ValueError(
-        f"{eigenvalues} eigenvalues of a matrix of {size} rows by {iterations} "
-        "products; there cannot be more than either")
+  check(size, iterations, tolerance, eigenvalues)
   top = top_eigenvalue(product, size, seed=seed, iterations=iterations,
                        tolerance=tolerance)
   found = {"top_eigenvalue": top.value, "iterations": top.iterations,
@@ -222,6 +219,16 @@ def density(spectra: Sequence[Spectrum], grid: np.ndarray, sigma: float
     distance = (grid[:, np.newaxis] - spectrum.values) / sigma
     total += np.exp(-0.5 * distance ** 2) @ spectrum.weights
   return total / (len(spectra) * sigma * np.sqrt(2.0 * np.pi))
+
+
+def check(size: int, iterations: int, tolerance: float,
+          eigenvalues: int = 0) -> None:
+  """Raises ValueError for arguments that `figures` refuses."""
+  _check(size, iterations, tolerance)
+  if eigenvalues < 0 or eigenvalues > min(size, iterations):
+    raise ValueError(
+        f"{eigenvalues} eigenvalues of a matrix of {size} rows by {iterations} "
+        "products; there cannot be more than either")
 
 
 def _check(size: int, limit: int, tolerance: float) -> None:

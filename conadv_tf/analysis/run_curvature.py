@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from conadv_tf import config
@@ -76,6 +77,23 @@ class RunCurvature:
           tolerance=tolerance, eigenvalues=eigenvalues)
     return {**figures, "examples": min(examples, self._available),
             "layers": len(matrix.layers)}
+
+  def check(self, *, examples: int = EXAMPLES, last_layers: int = 0,
+            iterations: int = curvature.ITERATIONS,
+            tolerance: float = curvature.TOLERANCE,
+            eigenvalues: int = 0) -> None:
+    """Refuses now what an estimate would refuse after longer work.
+
+    Makes one product, whose trace the estimate uses. That it is not finite is
+    no refusal: other weights or examples can give one that is.
+
+    Args and errors are as above, but for NotFinite.
+    """
+    matrix, product = self.hessian(examples, last_layers)
+    with _input_errors():
+      curvature.check(matrix.size, iterations, tolerance, eigenvalues)
+      with contextlib.suppress(curvature.NotFinite):
+        product(np.ones(matrix.size))
 
   def hessian(self, examples: int = EXAMPLES, last_layers: int = 0,
               number: int = 0) -> tuple[hessian.Hessian, curvature.Product]:
