@@ -275,7 +275,27 @@ def test_a_failed_estimate_does_not_stop_a_run(
       'no eigenvalue after 5 initial batches: not finite, first in layer '
       'conv2d; training goes on with the batch as it is']
   (record,) = _lines(tmp_path, 'curvature.jsonl')
-  assert record['value'] is None
+  assert record['value'] is record['iterations'] is None
+
+
+def test_a_hessian_that_is_not_finite_does_not_stop_a_run(
+    tmp_path: pathlib.Path) -> None:
+  done = commands.run(
+      'conadv_tf.train', f'--model_dir={tmp_path / "run"}', '--quiet',
+      *(f'--params_override={o}' for o in (
+          tiny.SETTINGS, _SETTINGS, f'model.name={curved.__name__}:kinked',
+          'schedule.epochs=2')))
+  assert done.code == 0, done.err
+  assert [line.partition('] ')[2] for line in done.err.splitlines()
+          if 'eigenvalue' in line] == [
+              f'no eigenvalue after {n} initial batches: the Hessian product '
+              "is not finite, first in layer 'kink'; training goes on with the "
+              'batch as it is' for n in (5, 10)]
+  assert [(r['value'], r['iterations'], r['batch_size']) for r in _lines(
+      tmp_path / 'run', 'curvature.jsonl')] == [(None, None, 4)] * 2
+  (*_, last) = _lines(tmp_path / 'run', 'metrics.jsonl')
+  assert last['updates'] == 12
+  assert np.isfinite([last['train/loss'], last['train/gradient_norm']]).all()
 
 
 def test_estimates_are_the_same_for_a_seed_and_a_number() -> None:
@@ -342,15 +362,6 @@ def test_input_that_only_data_or_model_show(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / 'run').exists()
 
 
-def test_keys_that_are_not_used_are_named() -> None:
-  assert config.unused_keys(tiny.load(
-      _SETTINGS, 'growth.epochs=[1]')) == ['growth.epochs']
-  assert config.unused_keys(tiny.load(_SETTINGS, 'growth.name=none')) == [
-      'growth.max_batch_size', 'growth.patience', 'curvature.every_samples',
-      'curvature.examples', 'curvature.iterations']
-  assert set(config.unused_keys(tiny.load(
-      _SETTINGS, 'method.name=vanilla'))) >= {
-          'method.gamma', 'method.gamma_epochs'}
 @pytest.mark.parametrize('overrides', [
     'curvature.every_samples=143', 'growth.max_batch_size=144',
     'growth.name=none,curvature.every_samples=144',
@@ -373,3 +384,12 @@ def test_the_bounds_that_are_described(overrides: str, least: int,
   assert f'\nupdates: {most} of 4 examples' in text
 
 
+def test_keys_that_are_not_used_are_named() -> None:
+  assert config.unused_keys(tiny.load(
+      _SETTINGS, 'growth.epochs=[1]')) == ['growth.epochs']
+  assert config.unused_keys(tiny.load(_SETTINGS, 'growth.name=none')) == [
+      'growth.max_batch_size', 'growth.patience', 'curvature.every_samples',
+      'curvature.examples', 'curvature.iterations']
+  assert set(config.unused_keys(tiny.load(
+      _SETTINGS, 'method.name=vanilla'))) >= {
+          'method.gamma', 'method.gamma_epochs'}

@@ -82,12 +82,12 @@ class Estimate(NamedTuple):
 
   Attributes:
     value: not finite where it failed.
-    iterations: products that it took.
+    iterations: products that it took; None where it failed.
     problem: why it failed.
   """
 
   value: float
-  iterations: int = 0
+  iterations: int | None = None
   problem: str = ""
 
 
