@@ -13,13 +13,14 @@ With them, a row for each:
 
 Of a run directory it takes the updates, the curvature's evaluations and, where
 the method attacks, all updates as adversarial; of ABSA those up to the last
-evaluation with gamma above 0.
+evaluation at which gamma was a row or more of a virtual replica's.
 """
 
 from collections.abc import Sequence
 import math
 
 from absl import flags
+import numpy as np
 
 from conadv_tf import command_line
 from conadv_tf.analysis import cost_model, training_time
@@ -88,7 +89,7 @@ def read_run(model_dir: str) -> training_time.Recipe:
   Raises:
     InputError: if there is none, or none with a record.
   """
-  from conadv_tf.config import InputError
+  from conadv_tf.config import InputError, training_replicas
   from conadv_tf.training import run_directory
   directory = run_directory.RunDirectory(model_dir)
   config, records = directory.saved_config(), directory.metrics()
@@ -99,10 +100,14 @@ def read_run(model_dir: str) -> training_time.Recipe:
   counts = [record.get("updates", record["step"]) for record in records]
   method = config.method
   if method.name == "absa":
-    shares = [record.get("gamma", method.gamma) for record in records]
+    rows = config.data.global_batch_size // (
+        training_replicas(config.runtime) * config.runtime.micro_batches)
+    # In float32, as the step does it.
+    attacks = [np.float32(record.get("gamma", method.gamma))
+               * np.float32(rows) >= 1 for record in records]
   else:
-    shares = [float(method.name != "vanilla")] * len(records)
-  attacked = [count for count, share in zip(counts, shares) if share > 0]
+    attacks = [method.name != "vanilla"] * len(records)
+  attacked = [count for count, attack in zip(counts, attacks) if attack]
   try:
     with open(directory.file("curvature.jsonl"), encoding="utf-8") as file:
       evaluations = sum(1 for line in file if line.strip())

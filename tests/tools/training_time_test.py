@@ -74,6 +74,15 @@ def test_a_run_directory(tmp_path: pathlib.Path) -> None:
   metrics.write_text('{"step": 10, "updates": 8, "gamma": 0.1}\n'
                      '{"step": 40, "updates": 20, "gamma": 0.0}\n')
   assert _of_run(tmp_path) == ['20', '8', '3']
+  # 0.25 of 64 / (2 * 16) rows is none, of 4 rows is one.
+  settings.data.global_batch_size = 64
+  settings.runtime.strategy, settings.runtime.num_replicas = 'mirrored', 2
+  metrics.write_text('{"step": 10, "updates": 8, "gamma": 0.5}\n'
+                     '{"step": 40, "updates": 20, "gamma": 0.25}\n')
+  for micro_batches, attacked in ((16, '8'), (8, '20')):
+    settings.runtime.micro_batches = micro_batches
+    config.save(settings, str(tmp_path / 'params.yaml'))
+    assert _of_run(tmp_path) == ['20', attacked, '3']
 
 
 @pytest.mark.parametrize('arguments, part', [
