@@ -144,6 +144,13 @@ def test_updates_of_a_batch_that_grows_by_plan(name: str) -> None:
     # The paper drops 0.2 % of each epoch, what is less than 128 images.
     printed = absa_tables.TABLES[name].rows[growth.max_batch_size][1]
     assert 1 <= count / printed <= 1.002
+  head = ' '.join((_FOLDER / name / 'gg.yaml').read_text('utf-8').partition(
+      '\nschedule:')[0].split('\n# '))
+  if name == 'i2':
+    assert 'The paper did not run it.' in head
+  else:
+    assert (f'a run makes about {expected:,}: its epoch is '
+            f'{derived.steps_per_epoch:,.1f} initial batches') in head
 
 
 @pytest.mark.parametrize('name', ['c1', 'c2', 'c3', 'c4', 'i3'])

@@ -99,8 +99,9 @@ class Scheduled(Growth):
 
   An update that would reach beyond a boundary is made with the grown batch,
   as a gradient that is accumulated over micro batches is; so the counts of
-  updates are those that Yao et al. print. Where the largest batch leaves a
-  part of the factor, the learning rate decays by that part.
+  updates are those that Yao et al. print, for epochs of floor(N / B) initial
+  batches as theirs. Where the largest batch leaves a part of the factor, the
+  learning rate decays by that part.
   """
 
   state_names = (*Growth.state_names, "passed")
