@@ -218,7 +218,7 @@ def test_growth_makes_no_second_trace(
     trainer = _grown(method, _controller(0.5), strategy=strategy)
     assert _ratio(trainer) == 4
     assert calls == [False] * expected
-    # One accumulator, whatever the ratio: memory does not grow.
+    # Gradients of all initial batches of an update sum up in one vector.
     assert trainer._accumulator.shape == [trainer._packing.size]
 
 
