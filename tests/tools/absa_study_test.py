@@ -8,7 +8,7 @@ import pytest
 
 from conadv_tf import config
 from tests import commands
-from tools import absa_study
+from tools import absa_study_runs
 
 
 def _data(folder: pathlib.Path) -> pathlib.Path:
@@ -27,7 +27,7 @@ def _data(folder: pathlib.Path) -> pathlib.Path:
 def test_the_test_split_is_not_in_what_is_trained_on(
     tmp_path: pathlib.Path) -> None:
   data = _data(tmp_path)
-  absa_study.split(data, tmp_path)
+  absa_study_runs.split(data, tmp_path)
   with np.load(tmp_path / 'train.npz') as arrays:
     numbers = {split: arrays[f'x_{split}'][:, 0, 0, :2] @ [256, 1]
                for split in ('train', 'test')}
@@ -38,10 +38,10 @@ def test_the_test_split_is_not_in_what_is_trained_on(
   assert numbers['test'].tolist() == list(range(11000, 16000))
 
 
-@pytest.mark.parametrize('way', absa_study.WAYS)
+@pytest.mark.parametrize('way', absa_study_runs.WAYS)
 def test_every_way_resolves_with_the_same_budget(way: str) -> None:
   run = config.load(['configs/cifar10/absa_study.yaml'],
-                    list(absa_study.WAYS[way]))
+                    list(absa_study_runs.WAYS[way]))
   config.validate(run)
   assert config.unused_keys(run) == []
   resolved = config.resolve(run, 10000)
@@ -59,7 +59,7 @@ def test_table() -> None:
       for seed, accuracy in ((0, 0.5), (1, 0.51), (2, 0.52))}}
   results['fb_2048'] = {0: None, 1: results['bl_128'][0], 2: None}
   results['x'] = {0: None}
-  assert absa_study.table(results).splitlines()[2:] == [
+  assert absa_study_runs.table(results).splitlines()[2:] == [
       '| bl_128 | 3 | 51.00 ± 1.00 | 50.00 ± 0.00 | 1,562, 1,562, 1,562 | 10 |',
       '| fb_2048 (2 diverged) | 1 | 50.00 | 50.00 | 1,562 | 10 |',
       '| x (1 diverged) | 0 | - | - | - | - |']
@@ -73,12 +73,12 @@ def test_only_what_is_not_done_is_trained(
     commands_.append(command)
     return subprocess.CompletedProcess(command, codes[len(commands_) - 1])
 
-  monkeypatch.setattr(absa_study.subprocess, 'run', run)
-  done, other = (absa_study.Run('gg_2048', seed, tmp_path / str(seed))
+  monkeypatch.setattr(absa_study_runs.subprocess, 'run', run)
+  done, other = (absa_study_runs.Run('gg_2048', seed, tmp_path / str(seed))
                  for seed in (0, 1))
   done.path.mkdir()
   (done.path / 'results.json').write_text('{}')
-  train = absa_study._train  # pylint: disable=protected-access
+  train = absa_study_runs.train
   assert [train(done), train(other), train(other)] == [True, True, False]
   with pytest.raises(config.InputError, match='1 ended with code 1, see'):
     train(other)

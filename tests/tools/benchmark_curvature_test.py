@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import commands
-from tools import benchmark_curvature as benchmark
+from tools import benchmark_curvature_rows as benchmark
 
 
 def test_both_modes_compute_the_same_product() -> None:

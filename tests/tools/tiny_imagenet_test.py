@@ -9,7 +9,7 @@ import pytest
 from conadv_tf.config import DataConfig, InputError
 from conadv_tf.data import image_folder, pipeline
 from tests import commands, record_files
-from tools import tiny_imagenet
+from tools import tiny_imagenet_files
 
 _TOP = "tiny-imagenet-200"
 _CLASSES = ("n00000003", "n00000001")  # not in the order of their names
@@ -44,7 +44,7 @@ def _zip(path: pathlib.Path, members: dict[str, bytes]) -> str:
 def test_becomes_a_folder_that_is_read(tmp_path: pathlib.Path) -> None:
   archive = _zip(tmp_path / "tiny.zip", _members())
   output = tmp_path / "deep" / "images"
-  assert tiny_imagenet.arrange(archive, str(output)) == {
+  assert tiny_imagenet_files.arrange(archive, str(output)) == {
       "train": 6, "validation": 4}
   assert len(list(output.rglob("*.JPEG"))) == 10
   assert not list(tmp_path.rglob("*.partial"))
@@ -86,21 +86,21 @@ def test_refuses_other_contents(
              if content is not None}
   archive = _zip(tmp_path / "tiny.zip", members)
   with pytest.raises(InputError, match=words):
-    tiny_imagenet.arrange(archive, str(tmp_path / "images"))
+    tiny_imagenet_files.arrange(archive, str(tmp_path / "images"))
   assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.zip"]
 
 
 def test_refuses_what_is_no_zip_file_and_a_damaged_one(
     tmp_path: pathlib.Path) -> None:
   with pytest.raises(InputError, match="No such file"):
-    tiny_imagenet.arrange(str(tmp_path / "no.zip"), str(tmp_path / "images"))
+    tiny_imagenet_files.arrange(str(tmp_path / "no.zip"), str(tmp_path / "images"))
   path = tmp_path / "tiny.zip"
   path.write_bytes(b"no zip file")
   with pytest.raises(InputError, match="not a zip file"):
-    tiny_imagenet.arrange(str(path), str(tmp_path / "images"))
+    tiny_imagenet_files.arrange(str(path), str(tmp_path / "images"))
   _zip(path, _members())
   record_files.flip_bit(path, path.read_bytes().index(b"\xff\xd8\xff") + 20)
   with pytest.raises(InputError, match="Bad CRC-32"):
-    tiny_imagenet.arrange(str(path), str(tmp_path / "images"))
+    tiny_imagenet_files.arrange(str(path), str(tmp_path / "images"))
   assert not (tmp_path / "images").exists()
   assert not list(tmp_path.rglob("*.partial"))

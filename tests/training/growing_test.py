@@ -110,10 +110,11 @@ def test_a_training_agrees_with_its_twin(micro_batches: int,
       (_IMAGES, _LABELS))).batch(micro_rows, drop_remainder=True).repeat()
   drive = _grow(trainer, absa.Controller(
       4, kappa=2, gamma=0.7, vanishes=20), data, _TOTAL)
-  # Estimates after 2 (the reference), 4 (grows), 6, 8 (kappa: grows).
+  # Estimates after 2 (the reference), 4 (grows), 6, 8 (kappa: grows), 12 (only
+  # gamma falls).
   assert drive.made == (
-      [(1, 1.0, 0.7)] * 4 + [(2, 2.0, 0.35)] * 2 + [(4, 4.0, 0.35)] * 3
-      + [(4, 4.0, 0.0)])
+      [(1, 1.0, 0.7)] * 4 + [(2, 2.0, 0.35)] * 2 + [(4, 4.0, 0.35)]
+      + [(4, 4.0, 0.175)] * 2 + [(4, 4.0, 0.0)])
   assert drive.position == 24 and drive.driver.updates == 10
   assert int(trainer.step_counter) == 24
   assert int(trainer.optimizer.iterations) == 10
