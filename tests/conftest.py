@@ -19,6 +19,20 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
+def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """What every iterator is made of, without the thread that tunes it.
+
+  It sleeps for up to a minute before it sees that the iterator is gone, and
+  whoever frees the iterator waits for it.
+  """
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  return dataset.with_options(options)
+
+
+tf.data.Dataset._apply_debug_options = _untuned  # pylint: disable=protected-access
+
+
 def pytest_collection_finish() -> None:
   """What imports and collecting made stays: collections of garbage skip it."""
   gc.collect()

@@ -93,7 +93,8 @@ def test_refuses_other_contents(
 def test_refuses_what_is_no_zip_file_and_a_damaged_one(
     tmp_path: pathlib.Path) -> None:
   with pytest.raises(InputError, match="No such file"):
-    tiny_imagenet_files.arrange(str(tmp_path / "no.zip"), str(tmp_path / "images"))
+    tiny_imagenet_files.arrange(
+        str(tmp_path / "no.zip"), str(tmp_path / "images"))
   path = tmp_path / "tiny.zip"
   path.write_bytes(b"no zip file")
   with pytest.raises(InputError, match="not a zip file"):
