@@ -37,7 +37,8 @@ _IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
 # These rates are for more images than 8, and ImageNet's for a warm-up.
 _TAMED = ('configs/imagenet/', _RECIPES_OF)
 _TAME = ',schedule.peak_lr=0.01,schedule.end_lr=0.0001'
-_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'resnet50', 'squeezenext23')
+_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'alexnet', 'resnet50',
+                 'squeezenext23', 'wrn_16_4')
 # Over 111 batch normalisations in a row the errors of moving statistics of two
 # updates multiply to validation losses of 1e20 and more.
 _UNSETTLED = ('squeezenext23',)
