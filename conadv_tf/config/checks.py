@@ -13,97 +13,17 @@ from typing import Any, Literal, Union
 from official.modeling.hyperparams import base_config
 
 from conadv_tf.config import growth_rules
+from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
     ExperimentConfig,
     flatten,
     InputError,
     RuntimeConfig,
-    SCHEDULE_USES,
     ScheduleConfig,
     show,
     training_replicas,
 )
-
-_AT_LEAST_1 = ('at least 1', lambda v: v >= 1)
-_POSITIVE = ('above 0', lambda v: v > 0)
-_NOT_NEGATIVE = ('0 or more', lambda v: v >= 0)
-_PROBABILITY = ('from 0 to 1', lambda v: 0 <= v <= 1)
-_BELOW_1 = ('at least 0 and below 1', lambda v: 0 <= v < 1)
-_RANGES = {
-    'seed': ('from 0 to 2147483647', lambda v: 0 <= v < 2**31),
-    'data.global_batch_size': _AT_LEAST_1,
-    'data.image_size': _AT_LEAST_1,
-    'data.num_classes': ('at least 2', lambda v: v >= 2),
-    'data.num_examples': _AT_LEAST_1,
-    'data.mixup': _NOT_NEGATIVE,
-    'data.cutmix': _NOT_NEGATIVE,
-    'data.train_examples': _AT_LEAST_1,
-    'data.validation_examples': _AT_LEAST_1,
-    'data.label_offset': _NOT_NEGATIVE,
-    'data.max_bad_examples': _NOT_NEGATIVE,
-    'data.shuffle_buffer': _AT_LEAST_1,
-    'objective.label_smoothing': _BELOW_1,
-    'method.lag': _NOT_NEGATIVE,
-    'method.attack_every': _AT_LEAST_1,
-    'method.adversarial_fraction':
-        ('above 0 and at most 1', lambda v: 0 < v <= 1),
-    'method.adversarial_weight': _PROBABILITY,
-    'method.gamma': _PROBABILITY,
-    'method.gamma_decay': _AT_LEAST_1,
-    'method.gamma_epochs': _NOT_NEGATIVE,
-    'growth.max_batch_size': _AT_LEAST_1,
-    'growth.factor': ('at least 2', lambda v: v >= 2),
-    'growth.epochs': _NOT_NEGATIVE,
-    'growth.decrease': ('above 1', lambda v: v > 1),
-    'growth.patience': _AT_LEAST_1,
-    'curvature.every_samples': ('1 or more, or 0 for an epoch',
-                                lambda v: v >= 0),
-    'curvature.examples': _AT_LEAST_1,
-    'curvature.last_layers': ('1 or more, or 0 for all layers',
-                              lambda v: v >= 0),
-    'curvature.iterations': _AT_LEAST_1,
-    'curvature.tolerance': _POSITIVE,
-    'attack.radius': _NOT_NEGATIVE,
-    'attack.step_size': _NOT_NEGATIVE,
-    'attack.steps': ('at least 1 (attack.radius=0 turns it off)',
-                     lambda v: v >= 1),
-    'attack.random_start': _PROBABILITY,
-    'optimizer.momentum': _BELOW_1,
-    'optimizer.weight_decay': _NOT_NEGATIVE,
-    'optimizer.eeta': _POSITIVE,
-    'optimizer.epsilon': _NOT_NEGATIVE,
-    'optimizer.beta_1': _BELOW_1,
-    'optimizer.beta_2': _BELOW_1,
-    'optimizer.clipnorm': _POSITIVE,
-    'optimizer.clipvalue': _POSITIVE,
-    'optimizer.global_clipnorm': _POSITIVE,
-    'optimizer.ema_momentum': _BELOW_1,
-    'bn.group_size': ('1 or more, or 0 for all replicas', lambda v: v >= 0),
-    'schedule.epochs': _POSITIVE,
-    'schedule.peak_lr': _NOT_NEGATIVE,
-    'schedule.warmup_epochs': _NOT_NEGATIVE,
-    'schedule.power': _POSITIVE,
-    'schedule.end_lr': _NOT_NEGATIVE,
-    'schedule.decay_epochs': _POSITIVE,
-    'schedule.boundaries': _NOT_NEGATIVE,
-    'schedule.values': _NOT_NEGATIVE,
-    'runtime.num_replicas': _AT_LEAST_1,
-    'runtime.micro_batches': _AT_LEAST_1,
-    'runtime.attack_replicas': _AT_LEAST_1,
-    'runtime.reduce_pack_mib': _NOT_NEGATIVE,
-    'runtime.stall_seconds': _POSITIVE,
-    'data.input_shards': _AT_LEAST_1,
-    'runtime.steps_per_execution': _AT_LEAST_1,
-    'checkpoint.every_epochs': _POSITIVE,
-    'checkpoint.every_minutes': _POSITIVE,
-    'checkpoint.keep': _AT_LEAST_1,
-    'evaluation.every_epochs': _AT_LEAST_1,
-    'evaluation.offset_epochs': _NOT_NEGATIVE,
-    'evaluation.batch_size': _AT_LEAST_1,
-    'evaluation.train_examples': _NOT_NEGATIVE,
-    'evaluation.target_accuracy': _PROBABILITY,
-    'evaluation.patience': _AT_LEAST_1,
-}
+from conadv_tf.config.uses import SCHEDULE_USES
 
 
 def validate(config: ExperimentConfig) -> None:
@@ -114,7 +34,7 @@ def validate(config: ExperimentConfig) -> None:
   """
   tree = as_typed(config.as_dict(), ExperimentConfig, '', 'the configuration')
   leaves = dict(flatten(tree))
-  for key, (text, is_legal) in _RANGES.items():
+  for key, (text, is_legal) in RANGES.items():
     value = leaves[key]
     for number in value if isinstance(value, list) else [value]:
       if number is not None and not is_legal(number):

@@ -10,14 +10,12 @@ from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
     flatten,
-    GROWTH_USES,
     InputError,
-    OPTIMIZER_USES,
-    SCHEDULE_USES,
     ScheduleConfig,
     show,
     training_replicas,
 )
+from conadv_tf.config.uses import GROWTH_USES, OPTIMIZER_USES, SCHEDULE_USES
 
 _NO_PART_OF_THE_EXPERIMENT = (
     'runtime', 'checkpoint', 'evaluation', 'mlperf', 'derived')

@@ -309,31 +309,6 @@ class ExperimentConfig(base_config.Config):
   derived: DerivedConfig = _group(DerivedConfig)
 
 
-# Which of a group's keys each choice looks at, for groups where that differs.
-OPTIMIZER_USES = {
-    'lars': ('optimizer.momentum', 'optimizer.nesterov', 'optimizer.eeta',
-             'optimizer.epsilon'),
-    'sgd': ('optimizer.momentum', 'optimizer.nesterov'),
-    'adamw': ('optimizer.beta_1', 'optimizer.beta_2', 'optimizer.epsilon'),
-}
-SCHEDULE_USES = {
-    'polynomial': ('schedule.warmup_epochs', 'schedule.power',
-                   'schedule.end_lr', 'schedule.decay_epochs'),
-    'piecewise': ('schedule.warmup_epochs', 'schedule.boundaries',
-                  'schedule.values'),
-    'cosine': ('schedule.warmup_epochs', 'schedule.end_lr',
-               'schedule.decay_epochs'),
-    'cyclic': (),
-    'constant': ('schedule.warmup_epochs',),
-}
-GROWTH_USES = {
-    'none': (),
-    'scheduled': ('growth.max_batch_size', 'growth.factor', 'growth.epochs'),
-    'curvature': ('growth.max_batch_size', 'growth.factor', 'growth.decrease',
-                  'growth.patience'),
-}
-
-
 def training_replicas(runtime: RuntimeConfig) -> int:
   """Returns how many replicas train, all where none only attacks."""
   attacking = runtime.attack_replicas if runtime.placement == 'split' else 0
