@@ -1,7 +1,7 @@
 r"""Compares ways of growing the batch on a part of CIFAR-10, over seeds.
 
     python -m tools.absa_study --data=cifar10.npz --output=DIR \
-        [--seeds=0,1,2] [--only=bl_128,absa_2048] [--jobs=2]
+        [--seeds=0,1,2] [--only=bl_32,absa_512] [--jobs=2]
 
 trains each way for each seed (a command each, printed; those that are done are
 left alone, others resume), and writes DIR/study.json and a table: the accuracy

@@ -20,31 +20,31 @@ _EPOCHS_OF_DECAY = "[4,8,10.67]"
 
 
 def _baseline(ratio: int) -> tuple[str, ...]:
-  # Micro batches of 128, as where the batch grows: the same ghost batches.
-  return (f"data.global_batch_size={128 * ratio}",
+  # Micro batches of 32, as where the batch grows: the same ghost batches.
+  return (f"data.global_batch_size={32 * ratio}",
           f"runtime.micro_batches={ratio}")
 
 
 # The published counts of updates fit an evaluation every 65,536 samples, 69 in
-# 90 epochs of 50,000; 1,792 of 120,000 (14 initial batches) make 66.
-_CURVATURE = ("growth.name=curvature", "growth.max_batch_size=2048",
+# 90 epochs of 50,000; 1,792 of 120,000 (56 initial batches) make 66.
+_CURVATURE = ("growth.name=curvature", "growth.max_batch_size=512",
               "curvature.every_samples=1792")
 _ABSA = (*_CURVATURE, "method.name=absa", "method.lag=0",
          "attack.radius=1.275", "method.gamma=0.2", "method.gamma_epochs=6")
 # Watched once an epoch, on the same examples; training is the same bits.
 _WATCHED = ("curvature.monitor=true",)
 WAYS: dict[str, tuple[str, ...]] = {
-    "bl_128": _WATCHED,
-    "bl_128_block": (*_WATCHED, "curvature.last_layers=2"),
-    "bl_512": _baseline(4),
-    "bl_2048": _baseline(16),
-    "fb_2048": (*_baseline(16), "schedule.peak_lr=1.6",
+    "bl_32": _WATCHED,
+    "bl_32_block": (*_WATCHED, "curvature.last_layers=2"),
+    "bl_128": _baseline(4),
+    "bl_512": _baseline(16),
+    "fb_512": (*_baseline(16), "schedule.peak_lr=0.4",
                 "schedule.warmup_epochs=1"),
-    "gg_2048": ("growth.name=scheduled", "growth.max_batch_size=2048",
+    "gg_512": ("growth.name=scheduled", "growth.max_batch_size=512",
                 "growth.factor=5", f"growth.epochs={_EPOCHS_OF_DECAY}"),
-    "abs_2048": _CURVATURE,
-    "absa_2048": _ABSA,
-    "absa_2048_block": (*_ABSA, "curvature.last_layers=2"),
+    "abs_512": _CURVATURE,
+    "absa_512": _ABSA,
+    "absa_512_block": (*_ABSA, "curvature.last_layers=2"),
 }
 
 

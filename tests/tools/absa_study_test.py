@@ -47,21 +47,21 @@ def test_every_way_resolves_with_the_same_budget(way: str) -> None:
   resolved = config.resolve(run, 10000)
   batch = resolved.data.global_batch_size
   assert resolved.derived.total_steps == round(120000 / batch)
-  assert batch // resolved.runtime.micro_batches == 128
+  assert batch // resolved.runtime.micro_batches == 32
   most = resolved.growth.max_batch_size or batch
   assert most == int(way.split('_')[1])
 
 
 def test_table() -> None:
-  results = {'bl_128': {
+  results = {'bl_32': {
       seed: {'test/accuracy': accuracy, 'validation/accuracy': 0.5,
              'step': 1562, 'updates': 1562, 'seconds': 10.4}
       for seed, accuracy in ((0, 0.5), (1, 0.51), (2, 0.52))}}
-  results['fb_2048'] = {0: None, 1: results['bl_128'][0], 2: None}
+  results['fb_512'] = {0: None, 1: results['bl_32'][0], 2: None}
   results['x'] = {0: None}
   assert absa_study_runs.table(results).splitlines()[2:] == [
-      '| bl_128 | 3 | 51.00 ± 1.00 | 50.00 ± 0.00 | 1,562, 1,562, 1,562 | 10 |',
-      '| fb_2048 (2 diverged) | 1 | 50.00 | 50.00 | 1,562 | 10 |',
+      '| bl_32 | 3 | 51.00 ± 1.00 | 50.00 ± 0.00 | 1,562, 1,562, 1,562 | 10 |',
+      '| fb_512 (2 diverged) | 1 | 50.00 | 50.00 | 1,562 | 10 |',
       '| x (1 diverged) | 0 | - | - | - | - |']
 
 
@@ -74,7 +74,7 @@ def test_only_what_is_not_done_is_trained(
     return subprocess.CompletedProcess(command, codes[len(commands_) - 1])
 
   monkeypatch.setattr(absa_study_runs.subprocess, 'run', run)
-  done, other = (absa_study_runs.Run('gg_2048', seed, tmp_path / str(seed))
+  done, other = (absa_study_runs.Run('gg_512', seed, tmp_path / str(seed))
                  for seed in (0, 1))
   done.path.mkdir()
   (done.path / 'results.json').write_text('{}')
