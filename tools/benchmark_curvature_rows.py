@@ -54,10 +54,11 @@ def _functions(network: Any, loss: Any) -> list[Any]:
   from conadv_tf.layers import routing
   variables = network.model.trainable_variables
 
-  def gradients(image: tf.Tensor, label: tf.Tensor, mode: routing.Mode
-                ) -> list[tf.Tensor]:
+  def gradients(image: tf.Tensor, label: tf.Tensor, mode: routing.Mode,
+                fused: bool = True) -> list[tf.Tensor]:
     with tf.GradientTape() as tape:
-      outputs = network.logits(image, ((routing.CLEAN, -1),), mode)
+      outputs = network.logits(
+          image, ((routing.CLEAN, -1),), mode, fused=fused)
       total = tf.reduce_sum(loss(label, outputs))
     return tape.gradient(total, variables)
 
@@ -80,7 +81,7 @@ def _functions(network: Any, loss: Any) -> list[Any]:
     parts = tf.split(vector, [v.shape.num_elements() for v in variables])
     tangents = [tf.reshape(p, v.shape) for p, v in zip(parts, variables)]
     with tf.autodiff.ForwardAccumulator(variables, tangents) as accumulator:
-      slopes = gradients(image, label, routing.Mode.EVAL)
+      slopes = gradients(image, label, routing.Mode.EVAL, fused=False)
     return joined([accumulator.jvp(g) for g in slopes])
 
   return [gradient, in_training, forward]

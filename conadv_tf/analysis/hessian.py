@@ -134,9 +134,10 @@ class Hessian:
                        ) -> tf.Tensor:
     """Of this replica's rows of the micro batch.
 
-    By reverse over reverse mode: forward over reverse took 0.9 to 1.2 of the
-    time, equal within the spread (docs/curvature.md), and twice as long to
-    trace.
+    By reverse over reverse mode: forward over reverse takes about as long
+    (docs/performance.md), and twice as long to trace. Batch normalisation
+    goes by single operations, not by the fused kernel, whose second
+    derivative is slow.
     """
     replica = tf.distribute.get_replica_context()
     rows = batch[0].shape[0] // replica.num_replicas_in_sync
@@ -169,7 +170,7 @@ class Hessian:
     """Float32 [b, classes], with moving statistics."""
     if self._network:
       return self._network.logits(
-          image, ((routing.CLEAN, -1),), routing.Mode.EVAL)
+          image, ((routing.CLEAN, -1),), routing.Mode.EVAL, fused=False)
     inputs = self._model.inputs
     image = tf.cast(image, inputs[0].dtype if inputs else tf.float32)
     return output_lib.as_float32(self._model(image, training=False))

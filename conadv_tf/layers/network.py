@@ -258,7 +258,8 @@ class Network(tf.Module):
 
   def logits(
       self, images: tf.Tensor, segments: routing.Segments,
-      mode: routing.Mode, key: randomness.Key | None = None
+      mode: routing.Mode, key: randomness.Key | None = None, *,
+      fused: bool = True
   ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
     """Runs the model; assigns nothing.
 
@@ -267,12 +268,14 @@ class Network(tf.Module):
       segments: static ((branch, rows), ...) that cover the b rows in order.
       mode: TRAIN, PROBE or EVAL.
       key: int32 [2], for the dropout masks of TRAIN.
+      fused: False normalises with moving statistics by single operations,
+        whose second derivatives cost less than the fused kernel's.
 
     Returns:
       The model's output [b, classes] as float32; in TRAIN also the packed
       batch statistics, float32 [n], for `update_statistics`.
     """
-    route = routing.Route(segments, mode, key, self.group_size)
+    route = routing.Route(segments, mode, key, self.group_size, fused)
     with routing.routing(route):
       outputs = self.model(tf.cast(images, tf.float32),
                            training=mode is not routing.Mode.EVAL)

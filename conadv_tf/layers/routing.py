@@ -52,6 +52,7 @@ class Route:
     mode: TRAIN, PROBE or EVAL.
     key: int32 [2] key of the dropout masks; None where none are drawn.
     group_size: replicas that share batch statistics in TRAIN; 0 means all.
+    fused: whether moving statistics may go through the fused kernel.
     statistics: filled in TRAIN: (layer index, branch) -> a (mean, variance)
       pair for every call of that layer.
     calls: dropout layer index -> its calls so far in this pass.
@@ -61,6 +62,7 @@ class Route:
   mode: Mode
   key: randomness.Key | None = None
   group_size: int = 1
+  fused: bool = True
   statistics: dict[tuple[int, str], list[tuple[tf.Tensor, tf.Tensor]]] = (
       dataclasses.field(default_factory=dict))
   calls: dict[int, int] = dataclasses.field(default_factory=dict)

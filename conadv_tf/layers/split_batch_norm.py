@@ -127,10 +127,10 @@ def route(layer: BatchNorm, index: int,
         raise ValueError(
             f"batch normalisation {layer.name!r} has no branch {branch!r}; "
             f"it has {sorted(branches)}")
-      if use_moving and branch == routing.CLEAN:
+      if use_moving and branch == routing.CLEAN and active.fused:
         y = original(x, training=False, mask=piece_mask)
       elif use_moving:
-        y = _normalise_moving(layer, x, variables)
+        y = _normalise_moving(layer, x, variables, active.fused)
       else:
         train = active.mode is routing.Mode.TRAIN
         normalise = (_normalise_group if train and active.group_size != 1
@@ -156,9 +156,9 @@ def _scale_and_shift(
 
 
 def _normalise_moving(layer: BatchNorm, x: tf.Tensor,
-                      variables: BranchVariables) -> tf.Tensor:
+                      variables: BranchVariables, fused: bool) -> tf.Tensor:
   """Normalises with the branch's moving statistics, by Keras's own ops."""
-  if layer.fused:
+  if layer.fused and fused:
     gamma, beta = _scale_and_shift(layer, variables)
     return tf.compat.v1.nn.fused_batch_norm(
         x, gamma, beta, mean=variables.moving_mean,

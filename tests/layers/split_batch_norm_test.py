@@ -46,6 +46,19 @@ def test_every_segment_is_normalised_alone(
         packed[2 * number + 1], source.var(0, ddof=int(fused)), rtol=2e-3)
 
 
+@pytest.mark.parametrize('branch', ['clean', 'adversarial'])
+def test_single_operations_equal_the_fused_kernel(branch: str) -> None:
+  net = networks.convert(_only(small_models.BatchNorm(), (3, 2, 4)))
+  for variables in net.layer_variables[0].values():
+    variables.moving_mean.assign([1.0, -2.0, 3.0, 0.0])
+    variables.moving_variance.assign([1e-6, 4.0, 1e-4, 1.0])
+  x = tf.constant(np.random.default_rng(0).normal(size=(5, 3, 2, 4)))
+  one, other = (
+      net.logits(x, ((branch, 5),), routing.Mode.EVAL, fused=fused)
+      for fused in (True, False))
+  np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_branches_have_their_own_scale_and_shift() -> None:
   net = networks.convert(_only(small_models.BatchNorm(), (4,)))
   (variables,) = net.layer_variables
