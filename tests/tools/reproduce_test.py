@@ -1,0 +1,174 @@
+"""Suites: reading, splitting, tuning, tables, pages, and a real small one."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from conadv_tf import config
+from tests import commands
+from tools import reproduce_report, reproduce_runs
+from tools import reproduce_suite as suites
+
+_SUITE = """
+title: Two ways
+about: Why.
+config: configs/digits/vanilla.yaml
+seeds: [0, 1]
+set: [schedule.epochs=1, schedule.warmup_epochs=0]
+tune: {maximise: validation/accuracy, grid: {schedule.peak_lr: [1, 2]}}
+budgets: {small: [data.num_examples=256]}
+ways:
+  vanilla:
+    paper: {accuracy: 76.5}
+  like:
+    like: vanilla
+    set: [data.global_batch_size=128]
+  fixed:
+    tune: false
+    set: [wide, seed=3]
+sets: {wide: [evaluation.batch_size=8], more: [wide]}
+tables:
+  - title: All
+    columns: {accuracy: test/accuracy, updates: step}
+figures:
+  - {title: Batch, x: data.global_batch_size, y: {accuracy: test/accuracy},
+     lines: {vanilla: [vanilla, like]}}
+  - {title: Epochs, x: epoch, y: {loss: validation/loss},
+     lines: {vanilla: [vanilla]}}
+"""
+
+
+def _suite(folder: pathlib.Path, text: str = _SUITE,
+           budget: str | None = None) -> suites.Suite:
+  path = folder / 'two.yaml'
+  path.write_text(text, encoding='utf-8')
+  return suites.load(str(path), budget)
+
+
+def test_a_suite_is_read(tmp_path: pathlib.Path) -> None:
+  suite = _suite(tmp_path, budget='small')
+  assert suite.overrides == (
+      'schedule.epochs=1', 'schedule.warmup_epochs=0', 'data.num_examples=256')
+  assert suite.ways['vanilla'].tuning.points() == [
+      ('schedule.peak_lr=1',), ('schedule.peak_lr=2',)]
+  assert suite.ways['fixed'].overrides == ('evaluation.batch_size=8', 'seed=3')
+  assert suite.ways['like'].tuning is suite.ways['fixed'].tuning is None
+
+
+@pytest.mark.parametrize('name', suites.names())
+def test_every_way_of_a_shipped_suite_resolves(name: str) -> None:
+  suite = suites.load(name)
+  size = suite.data.train if suite.data else 1442
+  for way in suite.ways.values():
+    tuned = way
+    while tuned.like:
+      tuned = suite.ways[tuned.like]
+    points = tuned.tuning.points() if tuned.tuning else [()]
+    for point in points:
+      run = config.load(list(suite.config), [
+          *suite.overrides, *way.overrides, *point])
+      config.validate(run)
+      assert config.unused_keys(run) == [], way.name
+      config.resolve(run, size)
+  for spec in suite.figures:
+    for ways in spec['lines'].values():
+      assert set(ways) <= set(suite.ways)
+
+
+@pytest.mark.parametrize(('old', 'new', 'message'), [
+    ('title:', 'titel:', 'unknown key titel'),
+    ('seeds: [0, 1]\n', '', 'seeds is missing'),
+    ('like: vanilla', 'like: later', 'later is no way before it'),
+    ('tune: false', 'tun: false', 'way fixed: unknown key tun'),
+    ('[wide, seed', '[side, seed', 'set: side is neither key=value nor one')])
+def test_bad_suites(tmp_path: pathlib.Path, old: str, new: str,
+                    message: str) -> None:
+  with pytest.raises(config.InputError, match=message):
+    _suite(tmp_path, _SUITE.replace(old, new, 1))
+
+
+def test_bad_names(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(config.InputError, match='--budget=x: .* has small'):
+    _suite(tmp_path, budget='x')
+  done = commands.run('tools.reproduce', '--suite=abc', '--output=x')
+  assert done.refusal().startswith('error: --suite=abc: no file')
+
+
+def test_the_test_split_is_read_only_at_the_end(
+    tmp_path: pathlib.Path) -> None:
+  random = np.random.default_rng(0)
+  arrays = {}
+  for split, count in (('train', 50), ('test', 9)):
+    arrays[f'x_{split}'] = random.integers(
+        0, 256, (count, 4, 4, 1)).astype(np.uint8)
+    arrays[f'y_{split}'] = np.arange(count)
+  np.savez(tmp_path / 'all.npz', **arrays)
+  data = suites.Data(train=30, validation=10, test=5, image_size=2)
+  reproduce_runs.split(data, tmp_path / 'all.npz', tmp_path / 'out')
+  with np.load(tmp_path / 'out' / 'train.npz') as train, np.load(
+      tmp_path / 'out' / 'final.npz') as final:
+    assert len(set(train['y_train'])) == 30 and train['y_train'].max() < 40
+    assert train['y_test'].tolist() == list(range(40, 50))
+    assert final['y_test'].tolist() == list(range(5))
+    np.testing.assert_array_equal(final['x_train'], train['x_train'])
+    np.testing.assert_array_equal(final['x_test'][3, :, :, 0], np.round(
+        arrays['x_test'][3, :, :, 0].reshape(2, 2, 2, 2).mean((1, 3))))
+  with pytest.raises(config.InputError, match='50 and 9 images, needed are'):
+    reproduce_runs.split(suites.Data(45, 10, 5), tmp_path / 'all.npz',
+                         tmp_path / 'out')
+
+
+def test_tuning_takes_the_best_that_did_not_diverge(
+    tmp_path: pathlib.Path) -> None:
+  suite = _suite(tmp_path)
+  runner = reproduce_runs.Runner(suite, tmp_path, 1)
+  way = suite.ways['vanilla']
+  first, second = runner.tuning_runs(way)
+  assert first.seed == 1000 and not first.is_done
+  for run, accuracy in ((first, 0.5), (second, 0.7)):
+    run.path.mkdir(parents=True)
+    (run.path / 'results.json').write_text(
+        json.dumps({'validation/accuracy': accuracy}))
+  assert runner.chosen(way) == ('schedule.peak_lr=2',)
+  assert runner.chosen(suite.ways['like']) == ('schedule.peak_lr=2',)
+  assert runner.chosen(suite.ways['fixed']) == ()
+  (second.path / 'diverged').touch()
+  assert runner.chosen(way) == ('schedule.peak_lr=1',)
+  (first.path / 'diverged').touch()
+  with pytest.raises(config.InputError, match='all its tuning runs diverged'):
+    runner.chosen(way)
+
+
+def test_tables(tmp_path: pathlib.Path) -> None:
+  suite = _suite(tmp_path)
+  results = {'vanilla': {0: {'test/accuracy': 0.5, 'step': 1500},
+                         1: {'test/accuracy': 0.52, 'step': 1500}},
+             'like': {0: None, 1: {'test/accuracy': 0.25, 'step': 7}}}
+  assert reproduce_report.table(
+      suite, suite.tables[0], results).splitlines()[2:] == [
+          '| vanilla | 2 | 51.00 ± 1.41 | 1,500 ± 0 | 76.5 |',
+          '| like | 1 (+1 diverged) | 25.00 | 7.00 |  |',
+          '| fixed | 0 | - | - |  |']
+
+
+@pytest.mark.slow
+def test_a_small_suite_from_start_to_report(tmp_path: pathlib.Path) -> None:
+  _suite(tmp_path, _SUITE.replace('[0, 1]', '[0]'))
+  arguments = (f'--suite={tmp_path / "two.yaml"}', '--budget=small',
+               f'--output={tmp_path / "out"}', '--jobs=2')
+  done = commands.run('tools.reproduce', *arguments)
+  assert done.code == 0, done.err
+  assert '2 runs of tuning' in done.out and '[3/3] ' in done.out
+  report = (tmp_path / 'out' / 'report.md').read_text()
+  results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  accuracy = results['results']['vanilla']['0']['test/accuracy']
+  assert f'| vanilla | 1 | {100 * accuracy:.2f} |' in report
+  assert str(tmp_path) not in report
+  page = (tmp_path / 'out' / 'report.html').read_text()
+  assert page.count('<img ') == 2 and f'{100 * accuracy:.2f}' in page
+  before = commands.digest(tmp_path / 'out' / 'vanilla')
+  again = commands.run('tools.reproduce', *arguments)
+  assert again.code == 0 and '[1/' not in again.out
+  assert commands.digest(tmp_path / 'out' / 'vanilla') == before

@@ -1,0 +1,142 @@
+r"""Runs a suite and reports: `python -m tools.reproduce --suite=NAME`.
+
+    python -m tools.reproduce --suite=dat-cifar10 --data=cifar10.npz \
+        --output=DIR [--seeds=0,1,2] [--budget=NAME] [--only=WAY,WAY] \
+        [--jobs=2]
+
+A suite is a file under suites/: ways of training, each a few overrides of a
+configuration, what is tuned on a validation split with the same grid for
+every way, and the tables and figures to draw. First the tuning runs, then each
+way with each seed, then its figures on the test split, once. What is done is
+left alone, what was interrupted resumes. Writes into DIR
+
+    report.md, report.html  tables and figures, beside the paper's numbers
+    results.json            all figures of all runs
+    figure*.png
+    WAY/seed*/              the runs
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+from absl import flags
+
+from conadv_tf import command_line
+from conadv_tf.config import InputError
+from tools import reproduce_report, reproduce_runs
+from tools import reproduce_suite as suites
+
+_SUITE = flags.DEFINE_string("suite", None, "Name under suites/, or a file.")
+_DATA = flags.DEFINE_string("data", None, "An .npz file, where it needs one.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of runs and report.")
+_SEEDS = flags.DEFINE_list("seeds", [], "Default: those of the suite.")
+_BUDGET = flags.DEFINE_string("budget", None, "One of the suite's budgets.")
+_ONLY = flags.DEFINE_list("only", [], "Some of the ways; default: all.")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Runs side by side, which share the cores.", lower_bound=1)
+
+
+def main() -> None:
+  """Runs what is missing, writes the report and prints it."""
+  with command_line.one_line_errors():
+    if not (_SUITE.value and _OUTPUT.value):
+      raise InputError("--suite and --output are needed; suites are "
+                       f"{', '.join(suites.names())}")
+    suite = suites.load(_SUITE.value, _BUDGET.value)
+    seeds = _seeds(suite)
+    ways = _ways(suite)
+    folder = pathlib.Path(_OUTPUT.value).absolute()
+    _prepare(suite, folder)
+    runner = reproduce_runs.Runner(
+        suite, folder, _JOBS.value, lambda text: print(text, flush=True))
+    tuning = [run for way in _tuned(suite, ways)
+              for run in runner.tuning_runs(way)]
+    if tuning:
+      print(f"{len(tuning)} runs of tuning", flush=True)
+      runner.run(tuning, lambda run: None)
+    runs = runner.final_runs(seeds, ways)
+    print(f"{len(runs)} runs: {len(ways)} ways, seeds "
+          f"{', '.join(map(str, seeds))}", flush=True)
+    runner.run(runs, runner.evaluate)
+    print(_report(suite, runner, runs, folder))
+    print(f"Report: {folder / 'report.html'}")
+
+
+def _seeds(suite: suites.Suite) -> list[int]:
+  try:
+    return [int(text) for text in _SEEDS.value or suite.seeds]
+  except ValueError as error:
+    raise InputError(f"--seeds={','.join(_SEEDS.value)}: whole numbers, "
+                     "separated by commas") from error
+
+
+def _ways(suite: suites.Suite) -> list[suites.Way]:
+  for name in _ONLY.value:
+    if name not in suite.ways:
+      raise InputError(
+          f"--only={name}: known are {', '.join(suite.ways)}")
+  return [suite.ways[name] for name in _ONLY.value or suite.ways]
+
+
+def _tuned(suite: suites.Suite, ways: list[suites.Way]) -> list[suites.Way]:
+  """Those whose tuning these ways need, each once."""
+  needed = {}
+  for way in ways:
+    while way.like:
+      way = suite.ways[way.like]
+    needed[way.name] = way
+  return list(needed.values())
+
+
+def _prepare(suite: suites.Suite, folder: pathlib.Path) -> None:
+  if suite.data is None:
+    folder.mkdir(parents=True, exist_ok=True)
+    return
+  if not _DATA.value:
+    raise InputError(f"suite {suite.name} needs --data=FILE.npz")
+  if not (folder / "train.npz").exists():
+    reproduce_runs.split(suite.data, pathlib.Path(_DATA.value), folder)
+
+
+def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
+            runs: list[reproduce_runs.Run], folder: pathlib.Path) -> str:
+  from conadv_tf.training import run_directory
+  results: dict[str, dict[int, Any]] = {}
+  histories: dict[str, list[dict[str, Any]]] = {}
+  positions: dict[str, dict[str, float]] = {}
+  keys = {spec["x"] for spec in suite.figures if "." in spec["x"]}
+  for run in runs:
+    name = run.way.name
+    results.setdefault(name, {})[run.seed] = reproduce_runs.figures_of(run)
+    directory = run_directory.RunDirectory(str(run.path))
+    histories.setdefault(name, []).extend(directory.metrics())
+    config = directory.saved_config().as_dict()
+    for key in keys:
+      group, leaf = key.split(".")
+      positions.setdefault(key, {})[name] = config[group][leaf]
+  chosen = {run.way.name: list(run.overrides) for run in runs}
+  return reproduce_report.write(
+      suite, results, histories, positions, _facts(), chosen, folder)
+
+
+def _facts() -> dict[str, Any]:
+  """What made the figures; no paths of this machine."""
+  arguments = [text for text in sys.argv[1:]
+               if not text.startswith(("--data", "--output"))]
+  return {
+      "command": shlex.join(["python", "-m", "tools.reproduce", *arguments]),
+      "versions": json.dumps({
+          name: importlib.metadata.version(name)
+          for name in ("tensorflow", "numpy")}),
+      "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+  }
+
+
+if __name__ == "__main__":
+  command_line.start(main)

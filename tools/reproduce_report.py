@@ -1,0 +1,227 @@
+"""Tables, figures and pages of a suite's results; no flags.
+
+A table of a suite:
+
+    - title: Table 1
+      ways: [at_64, at_512]     # default: all
+      columns: {TA: test/accuracy, updates: step}
+
+A figure, against a key of the configuration, over epochs (of metrics.jsonl), or
+over numbers that stand in the names of figures:
+
+    - title: Figure 1
+      x: data.global_batch_size
+      y: {robust accuracy: test/robust_accuracy_pgd20}
+      lines: {AT: [at_64, at_512]}
+
+    - {title: Curves, x: epoch, y: {accuracy: validation/accuracy},
+       lines: {AT: [at_64]}}
+
+    - {title: Figure 3, x: radius, at: [2, 4, 8],
+       y: {robust accuracy: test/robust_accuracy_pgd20@{}},
+       lines: {AT: [at_64]}}
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import html
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tools import figures
+from tools import reproduce_suite as suites
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any] | None]]
+
+
+def values_of(results: Results, way: str, key: str) -> np.ndarray:
+  """A figure of every seed that has it, float [n]."""
+  return np.array([
+      float(found[key]) for found in results.get(way, {}).values()
+      if found and isinstance(found.get(key), (int, float))])
+
+
+def cell(values: np.ndarray, key: str) -> str:
+  """Mean ± deviation (n); accuracies in %."""
+  if not len(values):
+    return "-"
+  if "accuracy" in key:
+    values = 100 * values
+  mean = values.mean()
+  digits = 2 if abs(mean) < 1000 else 0
+  text = f"{mean:,.{digits}f}"
+  if len(values) > 1:
+    text += f" ± {values.std(ddof=1):,.{digits}f}"
+  return text
+
+
+def table(suite: suites.Suite, spec: Mapping[str, Any],
+          results: Results) -> str:
+  """Markdown: a row for each way, beside what the paper prints."""
+  columns, rows = spec["columns"], []
+  ways = [suite.ways[name] for name in spec.get("ways", suite.ways)]
+  paper = [title for title in columns
+           if any(title in way.paper for way in ways)]
+  for way in ways:
+    found = results.get(way.name, {})
+    diverged = sum(value is None for value in found.values())
+    rows.append([
+        way.name, f"{len(found) - diverged}" + (
+            f" (+{diverged} diverged)" if diverged else ""),
+        *(cell(values_of(results, way.name, key), key)
+          for key in columns.values()),
+        *(f"{way.paper[title]:g}" if title in way.paper else ""
+          for title in paper)])
+  return figures.table(
+      ["way", "n", *columns, *(f"paper: {title}" for title in paper)], rows)
+
+
+def _points(spec: Mapping[str, Any], key: str, ways: Sequence[str],
+            results: Results, histories: Mapping[str, list[dict[str, Any]]],
+            positions: Mapping[str, float]
+            ) -> tuple[list[float], list[np.ndarray]]:
+  """Abscissae and the values of all seeds at each."""
+  if spec["x"] == "epoch":
+    found: dict[float, list[float]] = {}
+    for way in ways:
+      for record in histories.get(way, []):
+        if key in record:
+          found.setdefault(record["epoch"], []).append(record[key])
+    return sorted(found), [np.array(found[x]) for x in sorted(found)]
+  if "at" in spec:
+    return list(spec["at"]), [
+        np.concatenate([values_of(results, way, key.format(x))
+                        for way in ways]) for x in spec["at"]]
+  return ([positions[way] for way in ways],
+          [values_of(results, way, key) for way in ways])
+
+
+def draw(spec: Mapping[str, Any], results: Results,
+         histories: Mapping[str, list[dict[str, Any]]],
+         positions: Mapping[str, Mapping[str, float]],
+         path: pathlib.Path) -> None:
+  """Draws a figure; bars are deviations over seeds.
+
+  Args:
+    spec: of the figure.
+    results: by way and seed.
+    histories: way -> records of all its runs.
+    positions: key of the configuration -> way -> its value.
+    path: of the picture.
+  """
+  import matplotlib
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+  picture, axes = pyplot.subplots(
+      1, len(spec["y"]), figsize=(5 * len(spec["y"]), 3.8), squeeze=False,
+      layout="constrained")
+  for axis, (title, key) in zip(axes[0], spec["y"].items()):
+    scale = 100 if "accuracy" in key else 1
+    for line, ways in spec["lines"].items():
+      x, values = _points(spec, key, ways, results, histories,
+                          positions.get(spec["x"], {}))
+      x, values = zip(*((a, scale * v) for a, v in zip(x, values) if len(v))
+                      ) if any(map(len, values)) else ((), ())
+      axis.errorbar(
+          x, [v.mean() for v in values],
+          [v.std(ddof=1) if len(v) > 1 else 0 for v in values],
+          label=line, marker="o", markersize=3, capsize=2)
+    if spec["x"] == "data.global_batch_size":
+      axis.set_xscale("log", base=2)
+    axis.set(xlabel=spec.get("xlabel", spec["x"]),
+             ylabel=title + (", %" if scale == 100 else ""))
+    axis.grid(alpha=0.3)
+  axes[0, 0].legend(frameon=False, fontsize=8)
+  picture.savefig(path, dpi=100)
+  pyplot.close(picture)
+
+
+def write(suite: suites.Suite, results: Results,
+          histories: Mapping[str, list[dict[str, Any]]],
+          positions: Mapping[str, Mapping[str, float]],
+          facts: Mapping[str, Any], chosen: Mapping[str, Sequence[str]],
+          folder: pathlib.Path) -> str:
+  """Writes report.md, report.html, results.json and the pictures.
+
+  Args:
+    suite: that was run.
+    results: by way and seed, None for a run that diverged.
+    histories: way -> records of all its runs.
+    positions: key of the configuration -> way -> its value.
+    facts: command, versions, machine.
+    chosen: way -> what tuning chose.
+    folder: receives the files.
+
+  Returns:
+    The report in Markdown.
+  """
+  parts = [f"# {suite.title}", suite.about.strip()]
+  pictures = []
+  for spec in suite.tables:
+    parts += [f"## {spec['title']}", spec.get("about", "").strip(),
+              table(suite, spec, results)]
+  for number, spec in enumerate(suite.figures, 1):
+    name = f"figure{number}.png"
+    draw(spec, results, histories, positions, folder / name)
+    pictures.append(name)
+    parts += [f"## {spec['title']}", spec.get("about", "").strip(),
+              f"![{spec['title']}]({name})"]
+  if any(chosen.values()):
+    parts += ["## Chosen on the validation split", figures.table(
+        ["way", "values"],
+        [[way, ", ".join(values)] for way, values in chosen.items() if values])]
+  parts += ["## How it was made", "\n".join(
+      f"- {key}: {value}" for key, value in facts.items())]
+  text = "\n\n".join(part for part in parts if part) + "\n"
+  (folder / "report.md").write_text(text, encoding="utf-8")
+  (folder / "report.html").write_text(
+      page(suite.title, text, folder), encoding="utf-8")
+  (folder / "results.json").write_text(json.dumps(
+      {"facts": facts, "chosen": chosen, "results": results}, indent=1))
+  return text
+
+
+def page(title: str, text: str, folder: pathlib.Path) -> str:
+  """One HTML file with everything in it, from the report's Markdown.
+
+  Only what `write` makes is understood: headings, tables, lists, pictures and
+  paragraphs.
+  """
+  body = []
+  for block in text.strip().split("\n\n"):
+    lines = block.splitlines()
+    if block.startswith("#"):
+      level = len(block) - len(block.lstrip("#"))
+      body.append(f"<h{level}>{html.escape(block.lstrip('# '))}</h{level}>")
+    elif block.startswith("|"):
+      body.append(_html_table(lines))
+    elif block.startswith("!["):
+      name = block[block.index("](") + 2:-1]
+      data = base64.b64encode((folder / name).read_bytes()).decode()
+      body.append(f'<img alt="{html.escape(name)}" '
+                  f'src="data:image/png;base64,{data}">')
+    elif block.startswith("- "):
+      body.append("<ul>" + "".join(
+          f"<li>{html.escape(line[2:])}</li>" for line in lines) + "</ul>")
+    else:
+      body.append(f"<p>{html.escape(block)}</p>")
+  return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+          f"<title>{html.escape(title)}</title><style>"
+          "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;"
+          "padding:0 1em}table{border-collapse:collapse;font-size:14px}"
+          "td,th{padding:.2em .7em;border-bottom:1px solid #ddd;"
+          "text-align:right}td:first-child,th:first-child{text-align:left}"
+          "img{max-width:100%}</style></head><body>"
+          + "\n".join(body) + "</body></html>\n")
+
+
+def _html_table(lines: Sequence[str]) -> str:
+  rows = [[html.escape(text.strip()) for text in line.strip("| ").split(" | ")]
+          for line in lines]
+  head = "".join(f"<th>{text}</th>" for text in rows[0])
+  return f"<table><tr>{head}</tr>" + "".join(
+      "<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>"
+      for row in rows[2:]) + "</table>"

@@ -1,0 +1,269 @@
+"""The runs of a suite: data, tuning, training, evaluation; no flags."""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from conadv_tf import exits
+from conadv_tf.config import InputError
+from tools import reproduce_suite as suites
+
+_DIVERGED = exits.Diverged.exit_code
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training.
+
+  Attributes:
+    way: that is trained.
+    seed: of weights, order and attack.
+    overrides: besides those of suite and way.
+    path: its model_dir.
+  """
+
+  way: suites.Way
+  seed: int
+  overrides: tuple[str, ...]
+  path: pathlib.Path
+
+  @property
+  def is_done(self) -> bool:
+    """Whether it was trained to its end, or diverged."""
+    return (self.path / "results.json").exists() or self.diverged
+
+  @property
+  def diverged(self) -> bool:
+    """Whether it ended in weights that are not finite."""
+    return (self.path / "diverged").exists()
+
+
+def split(data: suites.Data, source: pathlib.Path,
+          folder: pathlib.Path) -> None:
+  """Writes train.npz, whose test split is for validation, and final.npz.
+
+  Args:
+    data: how many images of what size.
+    source: has x_train, y_train, x_test, y_test; images uint8 [n, h, w, c].
+    folder: receives the files.
+
+  Raises:
+    InputError: if it holds too few, or cannot be read.
+  """
+  try:
+    with np.load(source) as arrays:
+      images, labels, final_images, final_labels = (
+          arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
+  except (OSError, KeyError, ValueError) as error:
+    raise InputError(f"--data={source}: {error}") from error
+  rest = len(images) - data.validation
+  if rest < data.train or len(final_images) < data.test:
+    raise InputError(
+        f"--data={source}: {len(images)} and {len(final_images)} images, "
+        f"needed are {data.train + data.validation} and {data.test}")
+  chosen = np.random.default_rng(0).permutation(rest)[:data.train]
+  train = shrink(images[chosen], data.image_size), labels[chosen]
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, x, y in (
+      ("final", final_images[:data.test], final_labels[:data.test]),
+      ("train", images[rest:], labels[rest:])):
+    np.savez(folder / f"{name}.npz", x_train=train[0], y_train=train[1],
+             x_test=shrink(x, data.image_size), y_test=y)
+
+
+def shrink(images: np.ndarray, size: int | None) -> np.ndarray:
+  """Means of square blocks of pixels, rounded.
+
+  Args:
+    images: uint8 [n, h, h, c].
+    size: a divisor of h; None keeps them.
+
+  Returns:
+    uint8 [n, size, size, c].
+
+  Raises:
+    InputError: if it is no divisor.
+  """
+  count, height, width, channels = images.shape
+  if size in (None, height):
+    return images
+  if height % size or height != width:
+    raise InputError(f"image_size: {size} is no divisor of {height}")
+  block = height // size
+  means = images.reshape(
+      count, size, block, size, block, channels).mean((2, 4))
+  return np.round(means).astype(np.uint8)
+
+
+class Runner:
+  """Trains what is missing, several runs side by side."""
+
+  def __init__(self, suite: suites.Suite, folder: pathlib.Path, jobs: int,
+               say: Callable[[str], None] = print):
+    """Keeps the arguments.
+
+    Args:
+      suite: that is run.
+      folder: with train.npz and final.npz, where the suite has data.
+      jobs: runs side by side, each with its share of the cores.
+      say: for progress.
+    """
+    self._suite = suite
+    self._folder = folder
+    self._jobs = jobs
+    self._say = say
+    self._lock = threading.Lock()
+    self._seconds: list[float] = []
+
+  def tuning_runs(self, way: suites.Way) -> list[Run]:
+    """One run for each point of the way's grid."""
+    if way.tuning is None:
+      return []
+    return [
+        Run(way, way.tuning.seed, point,
+            self._folder / way.name / f"tuning{number}")
+        for number, point in enumerate(way.tuning.points())]
+
+  def chosen(self, way: suites.Way) -> tuple[str, ...]:
+    """The best point of the grid; of equal ones the first.
+
+    Raises:
+      InputError: if every run diverged, or has no such figure.
+    """
+    if way.like:
+      return self.chosen(self._suite.ways[way.like])
+    best, chosen = None, ()
+    for run in self.tuning_runs(way):
+      if run.diverged:
+        continue
+      results = json.loads((run.path / "results.json").read_text())
+      value = results.get(way.tuning.maximise)
+      if value is None:
+        raise InputError(f"tune: {run.path}/results.json has no "
+                         f"{way.tuning.maximise}")
+      if best is None or value > best:
+        best, chosen = value, run.overrides
+    if way.tuning and best is None:
+      raise InputError(f"way {way.name}: all its tuning runs diverged")
+    return chosen
+
+  def final_runs(self, seeds: Sequence[int],
+                 ways: Sequence[suites.Way]) -> list[Run]:
+    """Every way with every seed; all tuning is done."""
+    return [Run(way, seed, self.chosen(way),
+                self._folder / way.name / f"seed{seed}")
+            for seed in seeds for way in ways]
+
+  def run(self, runs: Sequence[Run], then: Callable[[Run], None]) -> None:
+    """Trains all of them.
+
+    Args:
+      runs: those that are done are left alone, others resume.
+      then: called after each, in its thread.
+    """
+    missing = [run for run in runs if not run.is_done]
+    started = time.monotonic()
+
+    def one(run: Run) -> None:
+      if run in missing:
+        self._train(run)
+        self._report(len(missing), started, run)
+      then(run)
+
+    with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
+      futures = [pool.submit(one, run) for run in runs]
+      try:
+        for future in concurrent.futures.as_completed(futures):
+          future.result()
+      except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+  def _report(self, total: int, started: float, run: Run) -> None:
+    with self._lock:
+      self._seconds.append(time.monotonic() - started)
+      done = len(self._seconds)
+      left = self._seconds[-1] / done * max(total - done, 0)
+      state = " diverged" if run.diverged else ""
+      self._say(f"[{done}/{total}] {run.path.relative_to(self._folder)}{state}"
+                f"; about {left / 60:.0f} min left")
+      if done == total:
+        self._seconds.clear()
+
+  def command(self, run: Run) -> list[str]:
+    """The training command."""
+    overrides = [*self._suite.overrides, *run.way.overrides, *run.overrides,
+                 f"seed={run.seed}"]
+    if self._suite.data:
+      overrides.append(f"data.path={self._folder / 'train.npz'}")
+    return [sys.executable, "-m", "conadv_tf.train",
+            *(f"--config_file={path}" for path in self._suite.config),
+            *(f"--params_override={text}" for text in overrides),
+            f"--model_dir={run.path}"]
+
+  def _train(self, run: Run) -> None:
+    code = self.call(self.command(run), pathlib.Path(f"{run.path}.log"))
+    if code == _DIVERGED:
+      (run.path / "diverged").touch()
+    elif code:
+      raise InputError(
+          f"{run.path} ended with code {code}, see {run.path}.log")
+
+  def call(self, command: Sequence[str], log: pathlib.Path) -> int:
+    """Runs a command with its share of the cores; returns its exit code."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // self._jobs))
+    with open(log, "a", encoding="utf-8") as file:
+      file.write(" ".join(command) + "\n")
+      file.flush()
+      return subprocess.run(
+          command, stdout=file, stderr=file, check=False,
+          env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ,
+               "TF_NUM_INTRAOP_THREADS": threads,
+               "TF_NUM_INTEROP_THREADS": threads}).returncode
+
+  def evaluate(self, run: Run) -> None:
+    """The figures of the end, once, into test.json.
+
+    Raises:
+      InputError: if that fails.
+    """
+    target = run.path / "test.json"
+    if run.diverged or target.exists():
+      return
+    command = [sys.executable, "-m", "conadv_tf.evaluate",
+               f"--model_dir={run.path}", f"--output={target}",
+               *run.way.evaluate]
+    if self._suite.attacks:
+      command.append(f"--attacks={','.join(self._suite.attacks)}")
+    if self._suite.data:
+      command.append(f"--data_path={self._folder / 'final.npz'}")
+    code = self.call(command, pathlib.Path(f"{run.path}.log"))
+    if code:
+      raise InputError(f"the evaluation of {run.path} ended with code {code}, "
+                       f"see {run.path}.log")
+
+
+def figures_of(run: Run) -> dict[str, Any] | None:
+  """All that a run left: results.json, and test.json as `test/...`.
+
+  Returns:
+    None for a run that diverged.
+  """
+  if run.diverged:
+    return None
+  found = json.loads((run.path / "results.json").read_text())
+  test = json.loads((run.path / "test.json").read_text())
+  for key, value in test.items():
+    found[key.replace("validation/", "test/", 1)] = value
+  return found

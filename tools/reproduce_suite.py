@@ -1,0 +1,192 @@
+"""Suites of `tools.reproduce`: which runs, which tables; no flags."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import itertools
+import pathlib
+from typing import Any
+
+import yaml
+
+from conadv_tf.config import InputError
+
+FOLDER = "suites"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The part of an .npz file that a suite uses.
+
+  Attributes:
+    train: images to train on, drawn from the training split.
+    validation: its last images, for curves and for tuning.
+    test: the first images of the test split, for the figures of the end.
+    image_size: to which images are shrunk, a divisor of theirs; None keeps.
+  """
+
+  train: int
+  validation: int
+  test: int
+  image_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """What is chosen on the validation split before anything is reported.
+
+  Attributes:
+    maximise: a key of results.json.
+    grid: key of the configuration -> values; all combinations are tried.
+    seed: of these runs, none of the suite's.
+  """
+
+  maximise: str
+  grid: Mapping[str, list[Any]]
+  seed: int = 1000
+
+  def points(self) -> list[tuple[str, ...]]:
+    """Overrides of each combination."""
+    return [tuple(f"{key}={value}" for key, value in zip(self.grid, values))
+            for values in itertools.product(*self.grid.values())]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """One way of training.
+
+  Attributes:
+    name: of its folder.
+    overrides: of the suite's configuration.
+    tuning: None where nothing is tuned.
+    like: another way, whose tuned values it takes; None: its own.
+    evaluate: further flags of conadv-evaluate.
+    paper: column of a table -> what the paper prints.
+  """
+
+  name: str
+  overrides: tuple[str, ...] = ()
+  tuning: Tuning | None = None
+  like: str | None = None
+  evaluate: tuple[str, ...] = ()
+  paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """Runs that answer a question, and how they are shown.
+
+  Attributes:
+    name: of the file.
+    title: of the report.
+    about: paragraphs in Markdown.
+    config: files, later ones win.
+    data: None where the configuration names its own.
+    seeds: of every way.
+    overrides: of every way.
+    attacks: of the evaluation at the end, see conadv-evaluate.
+    ways: by name, in order.
+    tables: see `reproduce_report`.
+    figures: see `reproduce_report`.
+  """
+
+  name: str
+  title: str
+  about: str
+  config: tuple[str, ...]
+  data: Data | None
+  seeds: tuple[int, ...]
+  overrides: tuple[str, ...]
+  attacks: tuple[str, ...]
+  ways: Mapping[str, Way]
+  tables: list[dict[str, Any]]
+  figures: list[dict[str, Any]]
+
+
+_KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
+         "attacks", "tune", "budgets", "ways", "tables", "figures"}
+_WAY_KEYS = {"set", "tune", "like", "evaluate", "paper"}
+
+
+def names() -> list[str]:
+  """The suites that are shipped."""
+  return sorted(path.stem for path in pathlib.Path(FOLDER).glob("*.yaml"))
+
+
+def load(name: str, budget: str | None = None) -> Suite:
+  """Reads a suite.
+
+  Args:
+    name: of a shipped suite, or a YAML file.
+    budget: one of the file's `budgets`, whose overrides come last.
+
+  Raises:
+    InputError: if there is none, or a key is unknown or missing.
+  """
+  path = pathlib.Path(name if name.endswith(".yaml")
+                      else f"{FOLDER}/{name}.yaml")
+  if not path.is_file():
+    raise InputError(f"--suite={name}: no file {path}; known are "
+                     f"{', '.join(names())}")
+  try:
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+  except yaml.YAMLError as error:
+    raise InputError(f"{path}: {error}") from error
+  _check_keys(f"{path}", tree, _KEYS, {"title", "config", "seeds", "ways"})
+  budgets = tree.get("budgets", {})
+  if budget is not None and budget not in budgets:
+    raise InputError(f"--budget={budget}: {path} has "
+                     f"{', '.join(budgets) or 'none'}")
+  config = tree["config"]
+  tuning = Tuning(**tree["tune"]) if "tune" in tree else None
+  ways = {}
+  for way, settings in tree["ways"].items():
+    ways[way] = _way(f"{path}, way {way}", way, settings or {}, tuning, ways,
+                     tree.get("sets", {}))
+  return Suite(
+      path.stem, tree["title"], tree.get("about", ""),
+      (config,) if isinstance(config, str) else tuple(config),
+      Data(**tree["data"]) if "data" in tree else None,
+      tuple(tree["seeds"]),
+      (*tree.get("set", ()), *budgets.get(budget, ())),
+      tuple(tree.get("attacks", ())), ways, tree.get("tables", []),
+      tree.get("figures", []))
+
+
+def _way(where: str, name: str, tree: Any, tuning: Tuning | None,
+         before: Mapping[str, Way], sets: Mapping[str, list[str]]) -> Way:
+  _check_keys(where, tree, _WAY_KEYS, set())
+  like = tree.get("like")
+  if like is not None and like not in before:
+    raise InputError(f"{where}: like: {like} is no way before it")
+  own = tree.get("tune", True)
+  if isinstance(own, Mapping):
+    tuning = Tuning(**own)
+  elif not own or like:
+    tuning = None
+  return Way(name, tuple(_overrides(where, tree.get("set", ()), sets)), tuning,
+             like, tuple(tree.get("evaluate", ())), tree.get("paper", {}))
+
+
+def _overrides(where: str, items: Iterable[str],
+               sets: Mapping[str, list[str]]) -> Iterator[str]:
+  """Overrides, where an item without `=` is the name of a set of them."""
+  for item in items:
+    if "=" in item:
+      yield item
+    elif item in sets:
+      yield from _overrides(where, sets[item], sets)
+    else:
+      raise InputError(f"{where}: set: {item} is neither key=value nor one of "
+                       f"sets ({', '.join(sets) or 'none'})")
+
+
+def _check_keys(where: str, tree: Any, known: set[str],
+                needed: set[str]) -> None:
+  if not isinstance(tree, Mapping):
+    raise InputError(f"{where}: not a mapping")
+  for key in tree:
+    if key not in known:
+      raise InputError(f"{where}: unknown key {key}; known are "
+                       f"{', '.join(sorted(known))}")
+  for key in sorted(needed - set(tree)):
+    raise InputError(f"{where}: {key} is missing")
