@@ -136,7 +136,8 @@ def _keras_options(o: config_lib.OptimizerConfig) -> dict[str, Any]:
 OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
     "lars": lambda o, lr: optimizers.Lars(
         lr, momentum=o.momentum, weight_decay=o.weight_decay, eeta=o.eeta,
-        epsilon=o.epsilon or 0.0, nesterov=o.nesterov, **_keras_options(o)),
+        epsilon=o.epsilon or 0.0, nesterov=o.nesterov,
+        trust_clip=o.trust_clip, **_keras_options(o)),
     "sgd": lambda o, lr: tf.keras.optimizers.SGD(
         lr, momentum=o.momentum, nesterov=o.nesterov,
         weight_decay=o.weight_decay or None, **_keras_options(o)),
@@ -144,6 +145,12 @@ OPTIMIZERS: dict[str, Callable[..., tf.keras.optimizers.Optimizer]] = {
         lr, weight_decay=o.weight_decay, beta_1=o.beta_1, beta_2=o.beta_2,
         epsilon=1e-7 if o.epsilon is None else o.epsilon,
         **_keras_options(o)),
+    "lamb": lambda o, lr: optimizers.Lamb(
+        lr, epsilon=1e-6 if o.epsilon is None else o.epsilon,
+        **{key: getattr(o, key) for key in (
+            "beta_1", "beta_2", "weight_decay", "trust_clip",
+            "bias_correction", "epsilon_placement", "decay_placement", "scope",
+            "scale_vectors", "decay_vectors")}, **_keras_options(o)),
 }
 
 Schedule = tf.keras.optimizers.schedules.LearningRateSchedule

@@ -46,7 +46,7 @@ class _ModelFigures:
   parameters: int  # trainable numbers
   numbers: int  # trainable or not
   tensors: int  # trainable
-  excluded: int  # of the trainable tensors, by LARS
+  excluded: int  # of the trainable tensors, those of rank <= 1
   norms: int  # batch normalisations
   branch_numbers: int
   branch_tensors: int
@@ -207,12 +207,10 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
   if config.growth.name != "none":
     lines.append(_growth_line(config))
   lines += [_rate_line(config, rates), _evaluation_line(config)]
-  if config.optimizer.name == "lars":
+  if config.optimizer.name in ("lars", "lamb"):
     further = (len(method.branches) - 1) * figures.branch_tensors
-    lines.append(
-        f"lars: {figures.excluded + further} of {figures.tensors + further} "
-        "tensors (rank <= 1: batch normalisation and biases) take no scaling "
-        "and no decay")
+    lines.append(_ratio_line(config.optimizer, figures.excluded + further,
+                             figures.tensors + further))
   lines += _memory_lines(config, found, figures, method, attack)
   if config.mlperf.log:
     conflicts = mlperf_rules.conflicts(config)
@@ -220,6 +218,20 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
         "not legal in the closed division: " + "; ".join(conflicts)
         if conflicts else "legal hyper-parameters for the closed division"))
   return lines
+
+
+def _ratio_line(optimizer: config_lib.OptimizerConfig, vectors: int,
+                tensors: int) -> str:
+  """Which tensors layer-wise rates leave out; `vectors` have rank <= 1."""
+  is_lamb, clip = optimizer.name == "lamb", optimizer.trust_clip
+  scales = is_lamb and optimizer.scope != "none" and optimizer.scale_vectors
+  decays = is_lamb and optimizer.weight_decay > 0 and optimizer.decay_vectors
+  line = (f"{optimizer.name}: {vectors} of {tensors} tensors (rank <= 1: batch "
+          f"normalisation and biases) take {'' if scales else 'no '}scaling "
+          f"and {'' if decays else 'no '}decay")
+  if is_lamb:
+    line += f"; ratios by {optimizer.scope}"
+  return line + (f"; |w| within [{clip[0]:g}, {clip[1]:g}]" if clip else "")
 
 
 def _method_name(config: config_lib.ExperimentConfig) -> str:

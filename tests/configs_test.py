@@ -11,12 +11,13 @@ from conadv_tf import components, config, description, runs
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _RECIPES_OF = 'configs/absa/'  # A model each: bl.yaml and its overlays.
+_OF_ANY_RECIPE = ('configs/imagenet/batch/', 'configs/optimizer/')
 _FILES = sorted(
     path.relative_to(_REPOSITORY).as_posix()
     for path in (_REPOSITORY / 'configs').rglob('*.yaml'))
 # An overlay holds a few keys, for a second --config_file.
 _OVERLAYS = [
-    path for path in _FILES if path.startswith('configs/imagenet/batch/')
+    path for path in _FILES if path.startswith(_OF_ANY_RECIPE)
     or path.startswith(_RECIPES_OF) and not path.endswith('/bl.yaml')]
 _PATHS = [path for path in _FILES if path not in _OVERLAYS]
 _TWO_UPDATES = (
@@ -51,6 +52,8 @@ def _files(path: str) -> list[str]:
     return [str(_REPOSITORY / path)]
   if path.startswith(_RECIPES_OF):
     base = f'{path.rpartition("/")[0]}/bl.yaml'
+  elif path.startswith('configs/optimizer/'):
+    base = 'configs/cifar10/vanilla.yaml'
   else:
     name = 'conadv_aa' if '/aa/' in path else 'conadv'
     base = f'configs/imagenet/{name}.yaml'
@@ -75,7 +78,8 @@ def _two_updates() -> list[object]:
   for path in ordered:
     name = _load(path).model.name
     is_large = name in _LARGE_MODELS
-    again = is_large or path.startswith(_RECIPES_OF)
+    again = (is_large or path in _OVERLAYS
+             or path.startswith(_RECIPES_OF))
     slow = (is_large or name in seen) and not path.startswith(
         f'{_RECIPES_OF}c1/')
     parameters.append(pytest.param(

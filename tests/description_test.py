@@ -199,10 +199,12 @@ def test_mlperf_s_rules() -> None:
       'objective.label_smoothing', 'evaluation.target_accuracy']
   said = _describe('mlperf_4096', pairs=(
       'data.mixup=0.2,optimizer.nesterov=true,optimizer.clipnorm=1,'
-      'optimizer.ema_momentum=0.9,model.name=resnet18,data.cache=true'))['mlperf']
+      'optimizer.ema_momentum=0.9,optimizer.trust_clip=[0,10],'
+      'model.name=resnet18,data.cache=true'))['mlperf']
   keys = [part.split()[0] for part in said.partition(': ')[2].split('; ')]
   assert keys == ['model.name', 'data.mixup', 'optimizer.clipnorm',
-                  'optimizer.ema_momentum', 'optimizer.nesterov', 'data.cache']
+                  'optimizer.ema_momentum', 'optimizer.trust_clip',
+                  'optimizer.nesterov', 'data.cache']
   # Momentum is free from 32,768 on.
   assert _describe('mlperf_32768', pairs='optimizer.momentum=0.95')[
       'mlperf'].startswith('legal ')

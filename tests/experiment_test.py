@@ -25,6 +25,21 @@ def _build(*overrides: str) -> experiment.Experiment:
      'optimizer.weight_decay=0.01,optimizer.epsilon=1e-6',
      {'beta_1': 0.8, 'beta_2': 0.9, 'weight_decay': 0.01, 'epsilon': 1e-6}),
     ('optimizer.name=adamw', {'epsilon': 1e-7}),
+    ('optimizer.name=lars,optimizer.trust_clip=[0,10]',
+     {'trust_clip': [0.0, 10.0]}),
+    ('optimizer.name=lamb', {'epsilon': 1e-6, 'trust_clip': None}),
+    ('optimizer.name=lamb,optimizer.beta_1=0.8,optimizer.beta_2=0.9,'
+     'optimizer.weight_decay=0.01,optimizer.epsilon=1e-4,'
+     'optimizer.trust_clip=[0,10],optimizer.bias_correction=false,'
+     'optimizer.epsilon_placement=inside_root,'
+     'optimizer.decay_placement=outside_update,optimizer.scope=layer,'
+     'optimizer.scale_vectors=false,optimizer.decay_vectors=false,'
+     'optimizer.clipvalue=2',
+     {'beta_1': 0.8, 'beta_2': 0.9, 'weight_decay': 0.01, 'epsilon': 1e-4,
+      'trust_clip': [0.0, 10.0], 'bias_correction': False,
+      'epsilon_placement': 'inside_root', 'decay_placement': 'outside_update',
+      'scope': 'layer', 'scale_vectors': False, 'decay_vectors': False,
+      'clipvalue': 2.0}),
     ('optimizer.name=lars', {
         'clipnorm': None, 'clipvalue': None, 'global_clipnorm': None,
         'use_ema': False}),

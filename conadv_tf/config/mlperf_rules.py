@@ -30,7 +30,8 @@ def conflicts(config: ExperimentConfig) -> list[str]:
   for key in ('mixup', 'cutmix'):
     value = getattr(config.data, key)
     require(not value, f'data.{key}', value, '0')
-  for key in ('clipnorm', 'clipvalue', 'global_clipnorm', 'ema_momentum'):
+  for key in ('clipnorm', 'clipvalue', 'global_clipnorm', 'ema_momentum',
+              'trust_clip'):
     value = getattr(optimizer, key)
     require(value is None, f'optimizer.{key}', value, 'null')
   require(not optimizer.nesterov, 'optimizer.nesterov', optimizer.nesterov,

@@ -54,6 +54,7 @@ RANGES = {
     'optimizer.clipvalue': _POSITIVE,
     'optimizer.global_clipnorm': _POSITIVE,
     'optimizer.ema_momentum': _BELOW_1,
+    'optimizer.trust_clip': _NOT_NEGATIVE,
     'bn.group_size': ('1 or more, or 0 for all replicas', lambda v: v >= 0),
     'schedule.epochs': _POSITIVE,
     'schedule.peak_lr': _NOT_NEGATIVE,

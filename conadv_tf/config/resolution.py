@@ -5,7 +5,7 @@ from typing import Any
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import checks, growth_rules
+from conadv_tf.config import checks, growth_rules, trust_ratio_rules
 from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
@@ -110,6 +110,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
       (config.growth, GROWTH_USES)):
     every = {key for keys in uses.values() for key in keys}
     ignored |= every - set(uses[choice.name])
+  ignored |= trust_ratio_rules.unused(config)
   method = config.method
   if config.growth.name != 'curvature':
     if not config.curvature.monitor:

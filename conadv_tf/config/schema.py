@@ -165,8 +165,13 @@ class BatchNormConfig(base_config.Config):
 
 @dataclasses.dataclass
 class OptimizerConfig(base_config.Config):
-  """Null `epsilon` means the optimizer's own default, other nulls off."""
-  name: Literal['lars', 'sgd', 'adamw'] = 'lars'
+  """Null `epsilon` means the optimizer's own default, other nulls off.
+
+  `trust_clip` bounds |w| in the trust ratios of lars and lamb; the keys after
+  it are lamb's: where epsilon and decay are, what shares a ratio (`none`:
+  no ratios), and whether tensors of rank 1 or less have ratios and decay.
+  """
+  name: Literal['lars', 'sgd', 'adamw', 'lamb'] = 'lars'
   momentum: float = 0.9
   nesterov: bool = False
   weight_decay: float = 1e-4
@@ -178,6 +183,14 @@ class OptimizerConfig(base_config.Config):
   clipvalue: float | None = None
   global_clipnorm: float | None = None
   ema_momentum: float | None = None
+  trust_clip: _List[float] | None = None
+  bias_correction: bool = True
+  epsilon_placement: Literal['outside_root', 'inside_root'] = 'outside_root'
+  decay_placement: Literal[
+      'inside_update', 'outside_update'] = 'inside_update'
+  scope: Literal['tensor', 'layer', 'none'] = 'tensor'
+  scale_vectors: bool = True
+  decay_vectors: bool = True
 
 
 @dataclasses.dataclass

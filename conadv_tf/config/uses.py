@@ -2,9 +2,14 @@
 
 OPTIMIZER_USES = {
     'lars': ('optimizer.momentum', 'optimizer.nesterov', 'optimizer.eeta',
-             'optimizer.epsilon'),
+             'optimizer.epsilon', 'optimizer.trust_clip'),
     'sgd': ('optimizer.momentum', 'optimizer.nesterov'),
     'adamw': ('optimizer.beta_1', 'optimizer.beta_2', 'optimizer.epsilon'),
+    'lamb': ('optimizer.beta_1', 'optimizer.beta_2', 'optimizer.epsilon',
+             'optimizer.trust_clip', 'optimizer.bias_correction',
+             'optimizer.epsilon_placement', 'optimizer.decay_placement',
+             'optimizer.scope', 'optimizer.scale_vectors',
+             'optimizer.decay_vectors'),
 }
 SCHEDULE_USES = {
     'polynomial': ('schedule.warmup_epochs', 'schedule.power',

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules for very large batches."""
 
+from conadv_tf.optimizers.lamb import Lamb
 from conadv_tf.optimizers.lars import Lars
 from conadv_tf.optimizers.schedules import (
     Constant,
@@ -9,4 +10,5 @@ from conadv_tf.optimizers.schedules import (
     Polynomial,
 )
 
-__all__ = ['Constant', 'Cosine', 'Cyclic', 'Lars', 'Piecewise', 'Polynomial']
+__all__ = [
+    'Constant', 'Cosine', 'Cyclic', 'Lamb', 'Lars', 'Piecewise', 'Polynomial']

@@ -31,6 +31,7 @@ class Lars(tf.keras.optimizers.Optimizer):
   trust is 1 if |w| or |g| is 0. Excluded tensors take `g` alone: trust is 1 and
   they do not decay. Excluded are all of rank 1 or less (the scales and shifts
   of normalisation, biases) and those that `exclude_from_scaling` names.
+  `trust_clip` bounds the |w| above the fraction line.
 
   The ratio differs from that of `official.modeling.optimization.lars.LARS`,
   which divides by |g + weight_decay * w|; without decay the two agree.
@@ -45,6 +46,7 @@ class Lars(tf.keras.optimizers.Optimizer):
       epsilon: float = 0.0,
       nesterov: bool = False,
       exclude_from_scaling: Sequence[str] = (),
+      trust_clip: Sequence[float] | None = None,
       name: str = 'Lars',
       **kwargs: Any,
   ) -> None:
@@ -60,6 +62,7 @@ class Lars(tf.keras.optimizers.Optimizer):
       nesterov: whether to look ahead along the velocity.
       exclude_from_scaling: regular expressions; a tensor whose name contains a
         match is excluded, in addition to those of rank 1 or less.
+      trust_clip: (c_l, c_u), bounds of |w| in trust's numerator; None is off.
       name: name of the optimizer.
       **kwargs: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`,
         `ema_momentum`, `ema_overwrite_frequency` and `jit_compile`, as in every
@@ -80,6 +83,7 @@ class Lars(tf.keras.optimizers.Optimizer):
       except re.error as error:
         raise ValueError('exclude_from_scaling must hold regular expressions, '
                          f'got {pattern!r}: {error}') from error
+    trust_ratio_lib.check_clip(trust_clip)
     super().__init__(name=name, weight_decay=None, **kwargs)
     self._learning_rate = self._build_learning_rate(learning_rate)
     self.momentum = momentum
@@ -88,6 +92,7 @@ class Lars(tf.keras.optimizers.Optimizer):
     self.epsilon = epsilon
     self.nesterov = nesterov
     self.exclude_from_scaling = tuple(exclude_from_scaling)
+    self.trust_clip = None if trust_clip is None else tuple(trust_clip)
 
   def build(self, var_list: Sequence[tf.Variable]) -> None:
     """Makes one velocity per variable."""
@@ -116,7 +121,8 @@ class Lars(tf.keras.optimizers.Optimizer):
     if not self._is_excluded[index]:
       weights = tf.convert_to_tensor(variable)
       trust = trust_ratio_lib.trust_ratio(
-          weights, gradient, self.weight_decay, self.eeta, self.epsilon)
+          weights, gradient, self.weight_decay, self.eeta, self.epsilon,
+          self.trust_clip)
       rate = rate * tf.cast(trust, dtype)
       gradient = gradient + tf.cast(self.weight_decay, dtype) * weights
     step = rate * gradient
@@ -136,7 +142,7 @@ class Lars(tf.keras.optimizers.Optimizer):
     ratios = [
         trust_ratio_lib.trust_ratio(
             tf.convert_to_tensor(v), g, self.weight_decay, self.eeta,
-            self.epsilon)
+            self.epsilon, self.trust_clip)
         for g, v in zip(gradients, variables, strict=True)
         if not self._excludes(v)]
     return tf.stack(ratios) if ratios else tf.ones([1])
@@ -156,6 +162,7 @@ class Lars(tf.keras.optimizers.Optimizer):
         'epsilon': self.epsilon,
         'nesterov': self.nesterov,
         'exclude_from_scaling': list(self.exclude_from_scaling),
+        'trust_clip': None if self.trust_clip is None else [*self.trust_clip],
     }
 
   def _excludes(self, variable: tf.Variable) -> bool:

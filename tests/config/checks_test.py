@@ -95,6 +95,10 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('optimizer.beta_1=1', ['optimizer.beta_1: must be']),
     ('optimizer.beta_2=1', ['optimizer.beta_2: must be']),
     ('optimizer.clipnorm=0', ['optimizer.clipnorm: must be above 0']),
+    ('optimizer.trust_clip=[-1,10]',
+     ['optimizer.trust_clip: must be 0 or more, got -1.0']),
+    ('optimizer.trust_clip=10', ['optimizer.trust_clip: expected a list']),
+    ('optimizer.scope=block', ['optimizer.scope: expected one of tensor, lay']),
     ('optimizer.ema_momentum=1', ['optimizer.ema_momentum: must be at least']),
     ('evaluation.patience=0', ['evaluation.patience: must be at least 1']),
     ('evaluation.target_accuracy=75.9', ['evaluation.target_accuracy: must']),
@@ -116,6 +120,12 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
     ('evaluation.batch_size=0', ['evaluation.batch_size: must be']),
     ('evaluation.train_examples=-1', ['evaluation.train_examples: must be']),
     # Combinations.
+    ('optimizer.trust_clip=[10]',
+     ['optimizer.trust_clip: must be two numbers, written [c_l,c_u], or null, '
+      'got [10.0]']),
+    ('optimizer.trust_clip=[2,1]',
+     ['optimizer.trust_clip: c_l 2.0 is above c_u 1.0; swap them']),
+    ('optimizer.trust_clip=[0,0]', ['optimizer.trust_clip: c_u of 0 stops']),
     ('optimizer.clipnorm=1,optimizer.clipvalue=2',
      ['optimizer.clipvalue: optimizer.clipnorm is set as well; set one']),
     ('data.global_batch_size=100,runtime.num_replicas=4,'

@@ -152,6 +152,12 @@ def test_differences() -> None:
      ['optimizer.eeta']),
     ('optimizer.name=adamw,optimizer.momentum=0.8', ['optimizer.momentum']),
     ('optimizer.beta_1=0.8', ['optimizer.beta_1']),
+    ('optimizer.trust_clip=[0,10],optimizer.scope=layer', ['optimizer.scope']),
+    ('optimizer.name=lamb,optimizer.trust_clip=[0,10],optimizer.scope=layer,'
+     'optimizer.scale_vectors=false', []),
+    ('optimizer.name=lamb,optimizer.trust_clip=[0,10],optimizer.scope=none,'
+     'optimizer.scale_vectors=false,optimizer.momentum=0.8',
+     ['optimizer.momentum', 'optimizer.trust_clip', 'optimizer.scale_vectors']),
     ('schedule.name=constant,schedule.power=3', ['schedule.power']),
     ('schedule.name=cosine,schedule.end_lr=0,schedule.decay_epochs=2', []),
     ('schedule.name=constant,schedule.decay_epochs=2',

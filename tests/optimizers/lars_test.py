@@ -95,6 +95,38 @@ def test_one_update_by_hand() -> None:
   np.testing.assert_allclose(velocity.numpy(), [[0.12], [0.36]], rtol=1e-6)
 
 
+def test_the_clip_bounds_the_weights_above_the_line() -> None:
+  w = tf.Variable([[3.0], [4.0]])
+  optimizer = lars.Lars(
+      1.0, 0.0, weight_decay=0.5, eeta=0.1, trust_clip=(0.0, 2.0))
+  optimizer.build([w])
+  # |w| = 5, |g| = 2: trust = 0.1 * min(5, 2) / (2 + 0.5 * 5).
+  gradient = tf.constant([[0.0], [2.0]])
+  np.testing.assert_allclose(
+      optimizer.trust_ratios([gradient], [w]).numpy(), [0.2 / 4.5], rtol=1e-6)
+  optimizer.apply_gradients([(gradient, w)])
+  np.testing.assert_allclose(
+      w.numpy(), [[3 - 1.5 * 0.2 / 4.5], [4 - 4 * 0.2 / 4.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('trust_clip', [None, (0.0, 1e30)])
+def test_without_a_clip_bits_are_those_of_the_formula(
+    trust_clip: tuple[float, float] | None) -> None:
+  gradients = _gradients(5)
+  ours = _run(lars.Lars(**_SETTINGS, trust_clip=trust_clip), gradients)
+  variables = _variables()
+  velocities = [tf.zeros_like(v) for v in variables]
+  for values in gradients:
+    for i, (w, g) in enumerate(zip(variables, values, strict=True)):
+      step = 2.0 * tf.constant(g)
+      if w.shape.rank > 1:
+        trust = 0.02 * tf.norm(w) / (tf.norm(g) + 0.05 * tf.norm(w) + 0.0)
+        step = 2.0 * trust * (g + 0.05 * w)
+      velocities[i] = 0.9 * velocities[i] + step
+      w.assign_sub(velocities[i])
+  _assert_equal(ours, variables)
+
+
 def test_nesterov_by_hand() -> None:
   w = tf.Variable([1.0])
   optimizer = lars.Lars(0.5, momentum=0.5, nesterov=True)
@@ -190,6 +222,7 @@ def test_config_round_trip() -> None:
   optimizer = lars.Lars(
       schedules.Polynomial(3.0, 100, 10), momentum=0.8, weight_decay=0.01,
       eeta=0.002, epsilon=1e-5, nesterov=True, exclude_from_scaling=['bn'],
+      trust_clip=(0.0, 10.0),
       clipnorm=1.5, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=7,
       jit_compile=False, name='mine')
   config = optimizer.get_config()
@@ -292,6 +325,7 @@ def test_clipping_and_averaging_are_the_base_class_s() -> None:
     ({'weight_decay': float('nan')}, 'weight_decay must be >= 0, got nan'),
     ({'eeta': 0.0}, 'eeta must be > 0, got 0.0'),
     ({'epsilon': -1.0}, 'epsilon must be >= 0, got -1.0'),
+    ({'trust_clip': (2.0, 1.0)}, r'trust_clip must be \[c_l, c_u\]'),
     ({'exclude_from_scaling': 'bn'}, "got the string 'bn'"),
     ({'exclude_from_scaling': ['(']}, r"got '\('"),
 ])

@@ -39,6 +39,20 @@ _CASES = {
 }
 
 
+def test_a_warmup_by_whole_epochs_is_piecewise() -> None:
+  # Appendix 4.1 of DAT (arXiv:2206.06257): epoch k of 5 has k/5 of the rate,
+  # then 0.1 times it at 20, 25 and 28 of 30 further epochs; 4 updates each.
+  epochs = (1, 2, 3, 4, 25, 30, 33)
+  schedule = schedules.Piecewise(
+      0.4, [4 * epoch for epoch in epochs],
+      [0.2, 0.4, 0.6, 0.8, 1, 0.1, 0.01, 0.001])
+  for step in range(4 * 35):
+    k = step // 4 + 1
+    decays = sum(k - 1 - 5 >= epoch for epoch in (20, 25, 28))
+    expected = k / 5 * 0.4 if k <= 5 else 0.4 * 0.1**decays
+    np.testing.assert_allclose(schedule(step).numpy(), expected, rtol=2e-6)
+
+
 @pytest.mark.parametrize('name', _CASES)
 def test_agrees_with_the_twin(name: str) -> None:
   schedule, twin = _CASES[name]

@@ -14,6 +14,27 @@ def test_is_one_for_a_zero_weight_or_gradient() -> None:
   assert trust_ratio.trust_ratio(two, two, 0.25, 0.5, 1.5).numpy() == 0.25
 
 
+@pytest.mark.parametrize('clip, expected', [
+    (None, 2 / 3), ((0.0, 10.0), 2 / 3), ((0.0, 1.5), 0.5), ((3.0, 4.0), 1.0)])
+def test_the_clip_is_of_the_weights_norm(
+    clip: tuple[float, float] | None, expected: float) -> None:
+  # |w| = 2 in two tensors, |g| = 3.
+  w = [tf.fill([3], 1.0), tf.constant([[1.0]])]
+  g = [tf.fill([2], 2.0), tf.constant([[1.0]])]
+  assert trust_ratio.trust_ratio(w, g, clip=clip).numpy() == pytest.approx(
+      expected, rel=1e-6)
+
+
+def test_layers_are_neighbours_of_one_prefix() -> None:
+  names = ['a/conv/kernel:0', 'a/conv/bias:0', 'bn/gamma:0', 'bn/beta:0',
+           'dense/kernel:0', 'dense/bias:0', 'dense/kernel:0', 'dense/bias:0',
+           'x:0', 'y:0', 'bn/adversarial/gamma:0', 'bn/adversarial/beta:0',
+           'bn/gamma:0']
+  assert trust_ratio.layer_numbers(names) == [
+      0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 6, 7]
+  assert trust_ratio.layer_numbers([]) == []
+
+
 def test_of_half_precision_does_not_overflow() -> None:
   w = tf.fill([300, 300], tf.constant(2.0, tf.float16))
   ratio = trust_ratio.trust_ratio(w, 2 * w, 0.0, 0.5, 0.0)
