@@ -28,6 +28,7 @@ from conadv_tf.methods import method as method_lib
 from conadv_tf.models import (
   alexnet,
   applications,
+  preact_resnet,
   resnet,
   resnet_cifar,
   squeezenext,
@@ -50,6 +51,7 @@ MODELS: dict[str, Callable[..., tf.keras.Model]] = {
     "resnet32": resnet_cifar.resnet32,
     "resnet56": resnet_cifar.resnet56,
     "resnet18_cifar": resnet_cifar.resnet18_cifar,
+    "preact_resnet18": preact_resnet.preact_resnet18,
     "wrn_16_4": wide_resnet.wrn_16_4,
     "wrn_28_10": wide_resnet.wrn_28_10,
     "squeezenext23": squeezenext.squeezenext23,
@@ -81,6 +83,10 @@ def _conadv(m: config_lib.MethodConfig) -> method_lib.Method:
 
 METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
     "absa": lambda m: methods.Absa(gamma=m.gamma, lag=m.lag),
+    "dat": lambda m: methods.Dat(
+        clean_weight=m.clean_weight, regularizer=m.regularizer,
+        trades_weight=m.trades_weight, trades_start_std=m.trades_start_std,
+        lag=m.lag, execution=m.execution),
     "vanilla": lambda m: methods.Vanilla(),
     "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
     "conadv": _conadv,

@@ -187,6 +187,7 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
   """Every aspect of a resolved configuration."""
   validation = ("unknown" if found.validation is None
                 else f"{found.validation:,}")
+  work, chain = method.passes(attack)
   lines = [
       f"data: {config.data.name}, {found.train:,} training and {validation} "
       f"validation images {'x'.join(map(str, found.image_shape))}, "
@@ -195,8 +196,7 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
       f"parameters, {figures.norms} batch normalisations in branches "
       f"{', '.join(method.branches)}",
       f"method: {_method_name(config)}, lag {method.lag}; forward passes F a "
-      f"step: {method.passes_per_step:g} in all, {method.longest_chain:g} "
-      "in a row (vanilla: 3 and 2)",
+      f"step: {work:g} in all, {chain:g} in a row (vanilla: 3 and 2)",
   ]
   if method.attacks:
     lines.append(

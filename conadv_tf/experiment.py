@@ -326,12 +326,13 @@ def build(config: config_lib.ExperimentConfig,
           training_pass=runtime.training_pass,
           grows=config_lib.batch_changes(config))
       outputs = user.outputs(model, splits.train.image_shape)
+      config_lib.check_outputs(config, outputs)
       trainer.compile(
           components.OPTIMIZERS[config.optimizer.name](
               config.optimizer, growing.rate(
                   schedule, trainer.step_counter, trainer.growing)),
           _cross_entropy(outputs, has_soft_labels(config)),
-          metrics=["accuracy"],
+          weighted_metrics=["accuracy"],  # of rows that have a label
           jit_compile=runtime.jit_compile or None,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:

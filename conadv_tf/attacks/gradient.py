@@ -145,9 +145,34 @@ class Pgd:
     probability = self.random_start or 0.0
     if probability == 0:
       return x
-    radius = self.radius * ball.unit(pixel_range)
-    noise = ball.random_point(randomness.fold(key, 0), x, radius, self.norm)
+    noise = self.noise(randomness.fold(key, 0), x, pixel_range)
     if probability < 1:
       chosen = randomness.uniform(randomness.fold(key, 1), []) < probability
       noise = tf.where(chosen, noise, tf.zeros_like(noise))
     return tf.clip_by_value(x + noise, *pixel_range)
+
+  def noise(self, key: randomness.Key, like: tf.Tensor,
+            pixel_range: tuple[float, float]) -> tf.Tensor:
+    """A random point of the ball, float32 like `like` [b, ...]."""
+    return ball.random_point(
+        key, like, self.radius * ball.unit(pixel_range), self.norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class PgdFromNoise(Pgd):
+  """`Pgd` whose random start is normal noise, projected into the ball.
+
+  Attributes:
+    start_std: of the noise, in 1/255; TRADES has 0.255, of images in 0..1
+      0.001.
+  """
+
+  start_std: float = 0.255
+
+  def noise(self, key: randomness.Key, like: tf.Tensor,
+            pixel_range: tuple[float, float]) -> tf.Tensor:
+    """Normal noise, float32 like `like` [b, ...]."""
+    unit = ball.unit(pixel_range)
+    return ball.project(
+        self.start_std * unit * randomness.normal(key, tf.shape(like)),
+        self.radius * unit, self.norm)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import growth_rules, trust_ratio_rules
+from conadv_tf.config import dat_rules, growth_rules, trust_ratio_rules
 from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
     ExperimentConfig,
@@ -48,6 +48,7 @@ def validate(config: ExperimentConfig) -> None:
   _check_schedule(config.schedule)
   growth_rules.check(config)
   trust_ratio_rules.check(config)
+  dat_rules.check(config)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
   if len(clipping) > 1:

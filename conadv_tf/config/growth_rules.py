@@ -89,6 +89,9 @@ def _check_method(config: ExperimentConfig) -> None:
       found = [('pairing', 'next_batch', 'same_batch')]
     elif method.lag and method.execution == 'concurrent':
       found = [('execution', 'concurrent', 'sequential')]
+  if (method.name == 'dat' and method.lag
+      and method.execution == 'concurrent'):
+    found = [('execution', 'concurrent', 'sequential')]
   if method.name in ('conadv', 'disadv') and method.attack_every > 1:
     found.append(('attack_every', method.attack_every, 1))
   for key, value, legal in found:

@@ -5,7 +5,7 @@ from typing import Any
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import checks, growth_rules, trust_ratio_rules
+from conadv_tf.config import checks, dat_rules, growth_rules, trust_ratio_rules
 from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
@@ -121,6 +121,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
     ignored |= {'attack.branch'}
   else:
     ignored |= _GAMMA
+  ignored |= dat_rules.unused(config, default)
   if method.name == 'vanilla':
     ignored |= {key for key in default if key.startswith('attack.')}
     ignored |= _method_keys(default) | _GAMMA

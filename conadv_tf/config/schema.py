@@ -89,7 +89,8 @@ class MethodConfig(base_config.Config):
 
   Null `adversarial_weight` gives every stream the same weight. The keys with
   `gamma` are of `name: absa`: share of adversarial rows, what divides it when
-  the batch grows, and the epoch from which it is 0 (null: never).
+  the batch grows, and the epoch from which it is 0 (null: never). The last
+  four are of `name: dat`; `trades_start_std` is in 1/255.
   """
   name: str = 'conadv'
   lag: int = 1
@@ -105,6 +106,10 @@ class MethodConfig(base_config.Config):
   gamma_decay: float = 2.0
   gamma_epochs: float | None = None
   gamma_rule: Literal['paper', 'released'] = 'paper'
+  clean_weight: float = 0.0
+  regularizer: Literal['cross_entropy', 'trades'] = 'cross_entropy'
+  trades_weight: float = 6.0
+  trades_start_std: float = 0.255
 
 
 @dataclasses.dataclass

@@ -51,6 +51,8 @@ class StepResult(NamedTuple):
       by weight), float32 scalars.
     outputs: clean outputs [b, classes], for the metrics of `compile`.
     batch: the batch that was trained on.
+    counted: float32 [b], weight of its examples in the metrics; None is that
+      of the batch.
   """
 
   gradients: list[tf.Tensor]
@@ -59,6 +61,7 @@ class StepResult(NamedTuple):
   terms: dict[str, tuple[tf.Tensor, tf.Tensor]]
   outputs: tf.Tensor
   batch: Batch
+  counted: tf.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,11 @@ class Method:
   def holds(self) -> bool:
     """Whether anything waits for the next update."""
     return bool(self.lookahead or self.lookback or self.attack_every > 1)
+
+  def passes(self, attack: gradient_attacks.Pgd) -> tuple[float, float]:
+    """`passes_per_step` and `longest_chain` with an attack."""
+    del attack
+    return self.passes_per_step, self.longest_chain
 
   def behind(self, step: int) -> int:
     """Batches before the one of update `step` that a resumed run sees again.

@@ -1,6 +1,6 @@
 """The two passes that methods are made of: the attack and the training pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -12,29 +12,45 @@ from conadv_tf.layers import routing
 from conadv_tf.methods import method
 from conadv_tf.objectives import per_example
 
+# (outputs of clean images, of adversarial ones) -> float32 [b]
+Regularizer = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
 # ---- The attack.
 
 
-def make_perturbation(ctx: method.Context, batch: method.Batch,
-                      rows: int) -> tf.Tensor:
+def make_perturbation(ctx: method.Context, batch: method.Batch, rows: int,
+                      regularizer: Regularizer | None = None) -> tf.Tensor:
   """Attacks the first `rows` rows of the received batch.
+
+  Args:
+    ctx: the context.
+    batch: as received.
+    rows: how many.
+    regularizer: as of `adversarial_images`.
 
   Returns:
     [rows, h, w, c] in the form of `attacks.compact`.
   """
-  adversarial = adversarial_images(ctx, batch, rows)
+  adversarial = adversarial_images(ctx, batch, rows, regularizer)
   with tf.name_scope("attack"):
     return compact.encode(ctx.attack, adversarial, as_float(
         batch.image[:rows]), ctx.pixel_range)
 
 
-def adversarial_images(ctx: method.Context, batch: method.Batch,
-                       rows: int) -> tf.Tensor:
+def adversarial_images(ctx: method.Context, batch: method.Batch, rows: int,
+                       regularizer: Regularizer | None = None) -> tf.Tensor:
   """Adversarial copies of the first `rows` rows of the received batch.
 
   The gradient is that of the summed training loss of these rows through
   `ctx.attack_network`, to the images alone; the attack is local (no
   collective) and moves no statistic.
+
+  Args:
+    ctx: the context.
+    batch: as received.
+    rows: how many.
+    regularizer: ascended in place of the training loss; the outputs of the
+      clean images, from one more pass, are constants to it.
 
   Returns:
     float32 [rows, h, w, c].
@@ -52,12 +68,18 @@ def adversarial_images(ctx: method.Context, batch: method.Batch,
     branch = routing.CLEAN  # one set of statistics: there is no other
   mode = (routing.Mode.EVAL if attack.mode == "moving" else routing.Mode.PROBE)
 
+  def outputs_of(x: tf.Tensor) -> tf.Tensor:
+    return ctx.attack_network.logits(x, ((branch, rows),), mode)
+
   def loss_of_x(x: tf.Tensor) -> tf.Tensor:
-    outputs = ctx.attack_network.logits(x, ((branch, rows),), mode)
-    loss = tf.reduce_sum(ctx.loss(label, outputs) * weight)
+    outputs = outputs_of(x)
+    losses = (regularizer(clean, outputs) if regularizer
+              else ctx.loss(label, outputs))
+    loss = tf.reduce_sum(losses * weight)
     return -loss if descend else loss
 
   with tf.name_scope("attack"):
+    clean = tf.stop_gradient(outputs_of(image)) if regularizer else None
     return attack(loss_of_x, image, noise_key(ctx), ctx.pixel_range)
 
 
@@ -127,6 +149,22 @@ class Stream(NamedTuple):
   share: float | tf.Tensor
 
 
+class Coupling(NamedTuple):
+  """A loss between the outputs of the first stream and of the last.
+
+  Attributes:
+    name: of its term.
+    losses: of (first outputs, last outputs), differentiated to both.
+    weight: float32 [n], of its examples.
+    share: of its mean in the objective.
+  """
+
+  name: str
+  losses: Regularizer
+  weight: tf.Tensor
+  share: float
+
+
 class Pass(NamedTuple):
   """What a training pass has computed.
 
@@ -166,7 +204,8 @@ def adversarial_stream(batch: method.Batch, image: tf.Tensor,
 
 def train(ctx: method.Context, streams: Sequence[Stream],
           segments: routing.Segments, *, to_images: bool = False,
-          regularisation: float = 1.0) -> Pass:
+          regularisation: float = 1.0,
+          coupling: Coupling | None = None) -> Pass:
   """The training pass: one gradient of what the streams share.
 
   The objective is the sum over streams of share * mean loss, plus the
@@ -182,6 +221,7 @@ def train(ctx: method.Context, streams: Sequence[Stream],
     to_images: whether to differentiate to the first stream's images as well.
     regularisation: factor of the model's own losses, for a step of several
       passes.
+    coupling: one more term of the objective.
   """
   groups = [(streams, segments)]
   if not ctx.joined and len(segments) == len(streams):
@@ -199,11 +239,10 @@ def train(ctx: method.Context, streams: Sequence[Stream],
       statistics.append(own_statistics)
       share = sum(stream.image.shape[0] for stream in members) / rows
       loss += regularisation * share * ctx.network.regularisation()
-    for stream, logits in zip(streams, outputs):
-      mean = per_example.weighted_mean(
-          ctx.loss(stream.label, logits), stream.weight)
-      terms[f"{stream.name}_loss"] = mean, tf.reduce_sum(stream.weight)
-      loss += stream.share * mean
+    for name, values, part in _losses(ctx, streams, outputs, coupling):
+      mean = per_example.weighted_mean(values, part.weight)
+      terms[name] = mean, tf.reduce_sum(part.weight)
+      loss += part.share * mean
     scaled = ctx.scale_loss(loss)
   with tf.name_scope("backward"):
     targets = ctx.network.trainable_variables + (
@@ -220,6 +259,18 @@ def train(ctx: method.Context, streams: Sequence[Stream],
   terms.update(_accuracy(streams[-1], outputs[-1]))
   return Pass(gradients, tf.concat(statistics, axis=0), terms, outputs[0],
               image_gradient)
+
+
+def _losses(ctx: method.Context, streams: Sequence[Stream],
+            outputs: Sequence[tf.Tensor], coupling: Coupling | None
+            ) -> list[tuple[str, tf.Tensor, Stream | Coupling]]:
+  """(name, losses of its examples, what they weigh) of each term."""
+  found = [(f"{stream.name}_loss", ctx.loss(stream.label, logits), stream)
+           for stream, logits in zip(streams, outputs)]
+  if coupling:
+    found.append((coupling.name, coupling.losses(outputs[0], outputs[-1]),
+                  coupling))
+  return found
 
 
 def _accuracy(stream: Stream, outputs: tf.Tensor

@@ -106,6 +106,23 @@ class Parts:
     """Batch normalisation, then ReLU."""
     return layers.ReLU(name=f"{name}_relu")(self.norm(x, name))
 
+  def preactivated_block(self, x: tf.Tensor, filters: int, strides: int,
+                         name: str, dropout: float = 0.0) -> tf.Tensor:
+    """Two 3x3 convolutions, each of what is normalised and activated before.
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated
+    input.
+    """
+    activated = self.norm_relu(x, f"{name}_1")
+    if strides > 1 or x.shape[-1] != filters:
+      x = self.convolution(activated, filters, 1, strides, f"{name}_shortcut")
+    y = self.convolution(activated, filters, 3, strides, f"{name}_1")
+    y = self.norm_relu(y, f"{name}_2")
+    if dropout:
+      y = layers.Dropout(dropout, name=f"{name}_dropout")(y)
+    y = self.convolution(y, filters, 3, 1, f"{name}_2")
+    return layers.Add(name=f"{name}_add")([x, y])
+
 
 def head(x: tf.Tensor, num_classes: int) -> tf.Tensor:
   """Mean over the image and a dense layer, in float32 whatever the policy."""

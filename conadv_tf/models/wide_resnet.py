@@ -74,25 +74,12 @@ def wide_resnet(
   x = part.convolution(x, _STEM_WIDTH, 3, 1, "stem")
   for stage in range(3):
     for block in range((depth - 4) // 6):
-      x = _block(part, x, _STEM_WIDTH * widening * 2**stage,
-                 2 if stage and not block else 1, dropout,
-                 f"stage{stage + 1}_block{block + 1}")
+      x = part.preactivated_block(
+          x, _STEM_WIDTH * widening * 2**stage, 2 if stage and not block else 1,
+          f"stage{stage + 1}_block{block + 1}", dropout)
   x = part.norm_relu(x, "last")
   return tf.keras.Model(
       inputs, parts.head(x, num_classes), name=f"wrn_{depth}_{widening}")
-
-
-def _block(part: parts.Parts, x: tf.Tensor, filters: int, strides: int,
-           dropout: float, name: str) -> tf.Tensor:
-  activated = part.norm_relu(x, f"{name}_1")
-  if strides > 1 or x.shape[-1] != filters:
-    x = part.convolution(activated, filters, 1, strides, f"{name}_shortcut")
-  y = part.convolution(activated, filters, 3, strides, f"{name}_1")
-  y = part.norm_relu(y, f"{name}_2")
-  if dropout:
-    y = layers.Dropout(dropout, name=f"{name}_dropout")(y)
-  y = part.convolution(y, filters, 3, 1, f"{name}_2")
-  return layers.Add(name=f"{name}_add")([x, y])
 
 
 def _checked(

@@ -58,6 +58,33 @@ def weighted_mean(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
   return tf.math.divide_no_nan(tf.reduce_sum(values * weight), total)
 
 
+def kl_divergence(p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
+  """KL(softmax(p) || softmax(q)) of each example.
+
+  Args:
+    p: logits [b, classes].
+    q: logits [b, classes].
+
+  Returns:
+    float32 [b].
+  """
+  log_p = tf.nn.log_softmax(tf.cast(p, tf.float32))
+  log_q = tf.nn.log_softmax(tf.cast(q, tf.float32))
+  return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def is_labelled(labels: tf.Tensor) -> tf.Tensor:
+  """Whether an example has a label: classes below 0 are none, float32 [b].
+
+  Args:
+    labels: integer [b] or [b, 1]; any others count as labels.
+  """
+  if not labels.dtype.is_integer or labels.shape.rank == 2 and (
+      labels.shape[1] != 1):
+    return tf.ones([labels.shape[0]])
+  return tf.cast(tf.reshape(labels, [-1]) >= 0, tf.float32)
+
+
 def is_classification(labels: tf.Tensor | tf.TensorSpec,
                       outputs: tf.Tensor | tf.TensorSpec) -> bool:
   """Whether the shapes are those of a classification.

@@ -235,7 +235,8 @@ class Trainer(split_model.SplitModel):
     self.staleness.write(element, result.held)
     self._means.add_terms(result.terms)
     self.compiled_metrics.update_state(
-        result.batch.label, result.outputs, result.batch.weight)
+        result.batch.label, result.outputs,
+        result.batch.weight if result.counted is None else result.counted)
     return result
 
   def _prime_step(self, data: Any, element: tf.Tensor,

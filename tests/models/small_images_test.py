@@ -30,6 +30,8 @@ def count(model: tf.keras.Model) -> int:
     ("svhn_c1", 32, 10, {}, 1_756_682),
     ("resnet18_cifar", 32, 10, {}, 11_173_962),
     ("resnet18_cifar", 32, 100, {}, 11_220_132),
+    ("preact_resnet18", 32, 10, {}, 11_171_146),
+    ("preact_resnet18", 32, 10, {"final_norm": True}, 11_172_170),
     ("resnet20", 32, 10, {"shortcut": "projection"}, 272_474),
     ("wrn_16_4", 32, 10, {}, 2_748_890),
     ("wrn_16_4", 32, 100, {}, 2_772_020),
@@ -40,6 +42,7 @@ def count(model: tf.keras.Model) -> int:
                  marks=SLOW),
     ("squeezenext23_v5", 32, 10, {}, 786_426),
     ("resnet50", 64, 200, {}, 23_917_832),
+    pytest.param("resnet50", 224, 1000, {}, 25_557_032, marks=SLOW),
     ("alexnet", 224, 1000, {}, 61_100_840),
     ("resnet18", 224, 1000, {}, 11_689_512)])
 def test_parameters(name: str, size: int, classes: int, args: dict[str, Any],
@@ -49,6 +52,7 @@ def test_parameters(name: str, size: int, classes: int, args: dict[str, Any],
 
 @pytest.mark.parametrize("name, norms", [
     ("svhn_c1", 2), ("resnet18_cifar", 20), ("wrn_16_4", 13),
+    ("preact_resnet18", 16),
     ("squeezenext23", 111)])  # 21 blocks of 5, 4 shortcuts, both ends
 def test_normalises_as_pytorch_does(name: str, norms: int) -> None:
   found = [layer for layer in build(name, 8, 10).layers
@@ -61,6 +65,9 @@ def test_normalises_as_pytorch_does(name: str, norms: int) -> None:
 @pytest.mark.parametrize("name, layers, expected", [
     ("resnet18_cifar", ["stem_relu", *(
         f"stage{s}_block2_relu" for s in (1, 2, 3, 4))],
+     [(32, 64), (32, 64), (16, 128), (8, 256), (4, 512)]),
+    ("preact_resnet18", ["stem_conv", *(
+        f"stage{s}_block2_add" for s in (1, 2, 3, 4))],
      [(32, 64), (32, 64), (16, 128), (8, 256), (4, 512)]),
     ("wrn_16_4", ["stem_conv", *(
         f"stage{s}_block2_add" for s in (1, 2, 3))],
@@ -113,8 +120,9 @@ def test_svhn_c1_normalises_after_the_relu() -> None:
   np.testing.assert_allclose(after, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_wide_block_projects_what_is_activated() -> None:
-  model = build("wrn_16_4", 8, 10)
+@pytest.mark.parametrize("name", ["wrn_16_4", "preact_resnet18"])
+def test_a_block_projects_what_is_activated(name: str) -> None:
+  model = build(name, 8, 10)
   block = "stage2_block1"
   taps = tf.keras.Model(model.input, [model.get_layer(name).output for name in (
       f"{block}_1_relu", f"{block}_2_conv", f"{block}_add")])
@@ -148,6 +156,8 @@ def test_projection_of_a_residual_network() -> None:
     ("resnet20", {"shortcut": "none"},
      "model.args.shortcut is 'none': it must be zeros or projection"),
     ("resnet18_cifar", {"stages": 3}, "model.args.stages"),
+    ("preact_resnet18", {"final_norm": "yes"},
+     "model.args.final_norm is 'yes': it must be true or false"),
     ("wrn_16_4", {"dropout": 1.0}, "model.args.dropout is 1.0"),
     ("wrn_16_4", {"widening": 8}, "model.args.widening"),
     ("squeezenext23", {"width": 0.1},

@@ -43,7 +43,9 @@ def _batch_norm_backward(dy: np.ndarray, normalised: np.ndarray,
 
 def gradients(weights: Weights, x: np.ndarray, labels: np.ndarray,
               row_weights: np.ndarray, branches: list[tuple[str, int]],
-              normalise: bool) -> tuple[Weights, np.ndarray, Weights]:
+              normalise: bool,
+              coupled: Callable[[np.ndarray], np.ndarray] | None = None
+              ) -> tuple[Weights, np.ndarray, Weights]:
   """Gradients of sum_i row_weights[i] * cross entropy_i.
 
   Args:
@@ -53,6 +55,7 @@ def gradients(weights: Weights, x: np.ndarray, labels: np.ndarray,
     row_weights: [b].
     branches: (branch, rows), in order.
     normalise: whether there is batch normalisation.
+    coupled: logits -> gradient to them of one more loss.
 
   Returns:
     (gradients of the weights, gradient of x, batch statistics mean_* and
@@ -81,6 +84,8 @@ def gradients(weights: Weights, x: np.ndarray, labels: np.ndarray,
   dlogits = exponentials / exponentials.sum(1, keepdims=True)
   dlogits[np.arange(len(labels)), labels] -= 1  # softmax minus one-hot
   dlogits *= row_weights[:, None]
+  if coupled:
+    dlogits = dlogits + coupled(logits)
   dy = dlogits @ weights['w2'].T * (1 - hidden**2)
   result = {name: np.zeros_like(w) for name, w in weights.items()}
   dz = dy.copy()
