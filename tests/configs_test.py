@@ -12,6 +12,7 @@ from conadv_tf import components, config, description, runs
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _RECIPES_OF = 'configs/absa/'  # A model each: bl.yaml and its overlays.
 _OF_ANY_RECIPE = ('configs/imagenet/batch/', 'configs/optimizer/')
+_DAT = 'configs/dat/'
 _FILES = sorted(
     path.relative_to(_REPOSITORY).as_posix()
     for path in (_REPOSITORY / 'configs').rglob('*.yaml'))
@@ -36,10 +37,10 @@ _TWO_UPDATES = (
 _IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
                'EfficientNetB0': 32, 'alexnet': 63}
 # These rates are for more images than 8, and ImageNet's for a warm-up.
-_TAMED = ('configs/imagenet/', _RECIPES_OF)
+_TAMED = ('configs/imagenet/', _RECIPES_OF, _DAT)
 _TAME = ',schedule.peak_lr=0.01,schedule.end_lr=0.0001'
-_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'alexnet', 'resnet50',
-                 'squeezenext23', 'wrn_16_4')
+_LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'alexnet', 'preact_resnet18',
+                 'resnet50', 'squeezenext23', 'wrn_16_4')
 # Over 111 batch normalisations in a row the errors of moving statistics of two
 # updates multiply to validation losses of 1e20 and more.
 _UNSETTLED = ('squeezenext23',)
@@ -91,8 +92,8 @@ def _two_updates() -> list[object]:
 
 def test_there_are_configurations_of_every_kind() -> None:
   assert {path.split('/')[1] for path in _PATHS} == {
-      'absa', 'cifar10', 'digits', 'image_folder', 'imagenet', 'imagenette',
-      'synthetic', 'tfds'}
+      'absa', 'cifar10', 'dat', 'digits', 'image_folder', 'imagenet',
+      'imagenette', 'synthetic', 'tfds'}
 
 
 def _head(path: str) -> str:

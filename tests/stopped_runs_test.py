@@ -159,6 +159,30 @@ def test_patience_keeps_the_best(
   assert runs.restore(str(tmp_path))[1].step == 5
 
 
+def test_patience_keeps_the_best_of_robust_accuracy(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch,
+    figures: dict[int, Any]) -> None:
+  robust = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.25}  # while accuracy still rises
+
+  def evaluate(self: experiment.Experiment, attacks: list[str],
+               **kwargs: Any) -> dict[str, float]:
+    del kwargs
+    assert list(attacks) == ['pgd2']
+    step = int(self.trainer.step_counter)
+    return {'accuracy': 0.1 * step, 'loss': 1.0, 'examples': 6.0,
+            'robust_accuracy_pgd2': robust[step]}
+
+  monkeypatch.setattr(experiment.Experiment, 'evaluate', evaluate)
+  results = _run(
+      tmp_path, 'method.name=dat,method.lag=0,evaluation.attacks=[pgd2],'
+      'evaluation.patience=2,evaluation.monitor=robust_accuracy_pgd2')
+  assert (results['step'], results['stopped'], results['best_step']) == (
+      4, 'patience', 2)
+  assert results['validation/robust_accuracy_pgd2'] == 0.25
+  assert _saved(tmp_path) == [2, 4]
+  assert runs.restore(str(tmp_path))[1].step == 2
+
+
 @pytest.mark.slow
 def test_patience_counts_on_after_a_break(
     whole: pathlib.Path, tmp_path: pathlib.Path,

@@ -239,3 +239,17 @@ def test_float16_input_gradients_survive_with_the_summed_loss() -> None:
   moved = gradient.Pgd(radius=8)(lambda x: loss_of_x(x, 1.0), x, _KEY) != x
   inside = (_IMAGES > 0.05) & (_IMAGES < 0.95)
   assert moved.numpy()[inside].mean() > 0.99
+
+
+def test_a_start_from_normal_noise() -> None:
+  x = tf.fill([4, 40, 40, 3], 100.0)
+  attack = gradient.PgdFromNoise(radius=8, random_start=1.0, start_std=2.0)
+  delta = attack.start(x, _KEY, (0., 255.)).numpy() - 100
+  assert np.abs(delta).max() <= 8  # 4 standard deviations; some are cut
+  assert delta.mean() == pytest.approx(0, abs=0.05)
+  assert delta.std() == pytest.approx(2.0, abs=0.05)
+  narrow = gradient.PgdFromNoise(radius=1, random_start=1.0, start_std=2.0)
+  delta = narrow.start(x, _KEY, (0., 255.)).numpy() - 100
+  assert (np.abs(delta) <= 1).all() and (np.abs(delta) == 1).mean() > 0.5
+  off = gradient.PgdFromNoise(radius=8, random_start=0.0)
+  np.testing.assert_array_equal(off.start(x, _KEY, (0., 255.)), x)

@@ -146,6 +146,15 @@ def test_differences() -> None:
      ['method.lag', 'attack.radius']),
     ('method.name=vanilla', []),
     ('method.name=disadv,method.lag=2,attack.radius=1', ['method.lag']),
+    ('method.name=dat,method.lag=2,method.clean_weight=1', []),
+    ('method.name=dat,method.lag=0,method.execution=sequential,'
+     'method.bn_branches=1,method.trades_weight=1,attack.branch=clean',
+     ['method.execution', 'method.bn_branches', 'method.trades_weight',
+      'attack.branch']),
+    ('method.name=dat,method.regularizer=trades,method.clean_weight=1,'
+     'method.trades_weight=1', []),
+    ('method.clean_weight=1,method.regularizer=trades',
+     ['method.clean_weight', 'method.regularizer']),
     ('method.lag=0,method.execution=sequential', ['method.execution']),
     ('method.lag=1,method.execution=sequential', []),
     ('optimizer.name=sgd,optimizer.eeta=0.1,optimizer.momentum=0.8',

@@ -94,3 +94,26 @@ def test_correctness_in_every_form_of_labels(labels: np.ndarray) -> None:
   outputs = tf.constant([[0., 1., 2.], [0., 1., 2.], [5., 9., 2.]])
   np.testing.assert_array_equal(
       per_example.is_correct(tf.constant(labels), outputs), [1, 0, 1])
+
+
+def test_kl_divergence() -> None:
+  other = _random.normal(size=(6, 4)).astype(np.float32)
+  q = np.exp(other) / np.exp(other).sum(1, keepdims=True)
+  expected = (_PROBABILITIES * np.log(_PROBABILITIES / q)).sum(1)
+  actual = per_example.kl_divergence(tf.constant(_LOGITS), tf.constant(other))
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
+  np.testing.assert_array_equal(
+      per_example.kl_divergence(_LOGITS, _LOGITS), np.zeros(6))
+  # Where a probability is 0 to rounding it is finite.
+  far = per_example.kl_divergence(tf.constant([[500., 0]]),
+                                  tf.constant([[0, 500.]]))
+  np.testing.assert_allclose(far, [500.])
+
+
+@pytest.mark.parametrize('labels, expected', [
+    (np.array([2, -1, 0]), [1, 0, 1]), (np.array([[2], [-1]]), [1, 0]),
+    (np.array([-1., 2.]), [1, 1]), (np.array([2, 255], np.uint8), [1, 1]),
+    (np.array([[0, 1], [-1, 0]]), [1, 1])])
+def test_is_labelled(labels: np.ndarray, expected: list[int]) -> None:
+  np.testing.assert_array_equal(
+      per_example.is_labelled(tf.constant(labels)), expected)
