@@ -191,3 +191,12 @@ def test_a_config_made_in_python_is_checked_too() -> None:
 
 def test_input_error_is_one_line() -> None:
   assert str(config.InputError('a\n  b\r\nc')) == 'a b c'
+
+
+def test_trades_needs_logits() -> None:
+  trades = config.load([], (
+      'method.name=dat,method.regularizer=trades,method.clean_weight=1'))
+  config.check_outputs(trades, 'logits')
+  config.check_outputs(config.load([], 'method.name=dat'), 'probabilities')
+  with pytest.raises(config.InputError, match='ends in probabilities'):
+    config.check_outputs(trades, 'probabilities')
