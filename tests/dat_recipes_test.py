@@ -9,6 +9,10 @@ from conadv_tf import config, description
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'dat'
 # Batch, epochs, optimizer, first learning rate, steps of the attack.
 _RECIPES = {
+    'cifar10/dat_pgd': (2048, 100, 'lamb', 0.01, 10),
+    'cifar10/dat_fgsm': (2048, 100, 'lamb', 0.01, 1),
+    'imagenet/dat_pgd': (3072, 30, 'lamb', 0.01, 4),
+    'imagenet/dat_fgsm': (3072, 30, 'lamb', 0.01, 1),
     'cifar10/dat_pgd_no_layerwise': (2048, 100, 'sgd', 0.1, 10),
     'cifar10/dat_fgsm_no_layerwise': (2048, 100, 'sgd', 0.1, 1),
     'cifar10/at': (128, 100, 'sgd', 0.1, 10),
