@@ -21,6 +21,7 @@ from conadv_tf.data import (
   tfrecord,
 )
 from conadv_tf.data import source as sources
+from conadv_tf.distribute import compression as compressions
 from conadv_tf.evaluation import robust
 from conadv_tf.methods import absa
 from conadv_tf.methods import growth as growth_lib
@@ -220,3 +221,9 @@ def attack(config: config_lib.AttackConfig) -> attacks.Pgd:
   """The attack that a configuration describes."""
   return attacks.Pgd(**{field.name: getattr(config, field.name)
                         for field in dataclasses.fields(attacks.Pgd)})
+
+
+def compression(config: config_lib.CompressionConfig
+                ) -> compressions.Compression:
+  """How a configuration compresses gradients."""
+  return compressions.Compression(**config.as_dict())

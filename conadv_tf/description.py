@@ -11,7 +11,7 @@ import tensorflow as tf
 from conadv_tf import attacks, components, optimizers
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
-from conadv_tf.analysis import update_counts
+from conadv_tf.analysis import traffic, update_counts
 from conadv_tf.config import mlperf_rules
 from conadv_tf.distribute import strategies
 from conadv_tf.layers import split_batch_norm
@@ -211,6 +211,16 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
     further = (len(method.branches) - 1) * figures.branch_tensors
     lines.append(_ratio_line(config.optimizer, figures.excluded + further,
                              figures.tensors + further))
+    lines.append(
+        f"lars: {figures.excluded + further} of {figures.tensors + further} "
+        "tensors (rank <= 1: batch normalisation and biases) take no scaling "
+        "and no decay")
+  if config.compression.bits != 32:
+    added = len(method.branches) - 1
+    # Of a branch's numbers half are trained, half moving statistics.
+    lines.append(traffic.summary(
+        config, figures.parameters + added * figures.branch_numbers // 2,
+        figures.tensors + added * figures.branch_tensors))
   lines += _memory_lines(config, found, figures, method, attack)
   if config.mlperf.log:
     conflicts = mlperf_rules.conflicts(config)

@@ -324,7 +324,8 @@ def build(config: config_lib.ExperimentConfig,
           bn_group_size=config.bn.group_size,
           skip_nonfinite=runtime.on_nan == "skip_step",
           training_pass=runtime.training_pass,
-          grows=config_lib.batch_changes(config))
+          grows=config_lib.batch_changes(config),
+          compression=components.compression(config.compression))
       outputs = user.outputs(model, splits.train.image_shape)
       config_lib.check_outputs(config, outputs)
       trainer.compile(

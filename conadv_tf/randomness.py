@@ -21,6 +21,8 @@ ORDER = 16
 AUGMENTATION = 17
 MIXING = 18
 CURVATURE = 19
+COMPRESSION = 40
+COMPRESSED_SUM = 41
 
 
 def make_key(seed: int, purpose: int, *data: tf.Tensor | int) -> Key:

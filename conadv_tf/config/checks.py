@@ -12,7 +12,12 @@ from typing import Any, Literal, Union
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import dat_rules, growth_rules, trust_ratio_rules
+from conadv_tf.config import (
+    compression_rules,
+    dat_rules,
+    growth_rules,
+    trust_ratio_rules,
+)
 from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
     ExperimentConfig,
@@ -49,6 +54,7 @@ def validate(config: ExperimentConfig) -> None:
   growth_rules.check(config)
   trust_ratio_rules.check(config)
   dat_rules.check(config)
+  compression_rules.check(config)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
   if len(clipping) > 1:

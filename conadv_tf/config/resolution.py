@@ -5,7 +5,13 @@ from typing import Any
 
 from official.modeling.hyperparams import base_config
 
-from conadv_tf.config import checks, dat_rules, growth_rules, trust_ratio_rules
+from conadv_tf.config import (
+    checks,
+    compression_rules,
+    dat_rules,
+    growth_rules,
+    trust_ratio_rules,
+)
 from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
@@ -135,6 +141,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   elif method.name == 'conadv' and (
       method.lag == 0 or method.pairing == 'next_batch'):
     ignored |= {'method.execution'}
+  ignored |= compression_rules.ignored(config)
   if config.data.name != 'tfds':
     ignored |= {'data.builder', 'data.train_split'}
   if config.data.name in ('digits', 'synthetic'):

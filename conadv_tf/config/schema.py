@@ -163,6 +163,23 @@ class CurvatureConfig(base_config.Config):
 
 
 @dataclasses.dataclass
+class CompressionConfig(base_config.Config):
+  """How gradients are quantised between replicas; 32 bits: not at all.
+
+  A norm for each tensor, or for each `bucket` numbers. `sides: 2` quantises
+  the sum too. `per: virtual_replica` computes what as many workers would, but
+  sends no less.
+  """
+  bits: int = 32
+  bucket: int = 0
+  norm: Literal['l2', 'max'] = 'l2'
+  sides: Literal[1, 2] = 1
+  exchange: Literal['gather', 'scatter'] = 'gather'
+  per: Literal['replica', 'virtual_replica'] = 'replica'
+  error_feedback: bool = False
+
+
+@dataclasses.dataclass
 class BatchNormConfig(base_config.Config):
   """Replicas that share batch statistics in training; 0 means all."""
   group_size: int = 1
@@ -317,6 +334,7 @@ class ExperimentConfig(base_config.Config):
   attack: AttackConfig = _group(AttackConfig)
   growth: GrowthConfig = _group(GrowthConfig)
   curvature: CurvatureConfig = _group(CurvatureConfig)
+  compression: CompressionConfig = _group(CompressionConfig)
   bn: BatchNormConfig = _group(BatchNormConfig)
   optimizer: OptimizerConfig = _group(OptimizerConfig)
   schedule: ScheduleConfig = _group(ScheduleConfig)

@@ -228,6 +228,8 @@ def capture(trainer: trainers.Trainer) -> dict[str, np.ndarray]:
            for name, variable in _variables(trainer).items()}
   for i, value in enumerate(trainer.staleness.snapshot):
     state[f"snapshot/{i:05d}"] = value
+  if trainer.compressed.snapshot.size:
+    state["residual"] = trainer.compressed.snapshot
   return state
 
 
@@ -262,6 +264,7 @@ def restore(trainer: trainers.Trainer, state: dict[str, np.ndarray],
   for name, variable in variables.items():
     variable.assign(state[name])
   if not weights_only:
+    trainer.compressed.restore(state.get("residual"))
     names = sorted(n for n in state if n.startswith("snapshot/"))
     trainer.staleness.restore_snapshot([state[name] for name in names])
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+Sum = Callable[[tf.Tensor], tf.Tensor]  # over the replicas, of [n]
+Exchange = Callable[[tf.Tensor, Sum], tf.Tensor]  # of [n], given a sum
+
 
 def in_packs(vector: tf.Tensor, pack_bytes: int,
              reduce: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
@@ -35,7 +38,8 @@ class Packing:
 
   def __init__(self, shapes: Sequence[tf.TensorShape], statistics: int,
                deterministic: bool, reduce_dtype: str = "float32",
-               pack_mib: float = 0.0):
+               pack_mib: float = 0.0,
+               exchange: Exchange | None = None):
     """Sets the layout.
 
     Args:
@@ -45,6 +49,7 @@ class Packing:
         arrangement with the same V gives the same bits; else float32.
       reduce_dtype: of gradients between replicas.
       pack_mib: MiB that travel between replicas in one piece; 0 means all.
+      exchange: sums gradients over the replicas, in place of `Sum`.
 
     Raises:
       ValueError: for a narrow dtype with `deterministic`, or a negative pack.
@@ -54,6 +59,7 @@ class Packing:
     if deterministic and reduce_dtype != "float32":
       raise ValueError(f"reduce_dtype={reduce_dtype} excludes deterministic, "
                        "which sums in float64")
+    self._exchange = exchange
     self._shapes = [tf.TensorShape(s) for s in shapes]
     self._sizes = [s.num_elements() for s in self._shapes] + [statistics, 1]
     self.size = sum(self._sizes)
@@ -77,14 +83,22 @@ class Packing:
     Statistics and shares keep their dtype whatever the gradients travel in.
     """
     replica = tf.distribute.get_replica_context()
+    alone = replica.num_replicas_in_sync == 1
+    if alone and not self._exchange:
+      return total
 
     def add(value: tf.Tensor) -> tf.Tensor:
+      if alone:
+        return value
       return in_packs(value, self._pack_bytes, lambda pack: replica.all_reduce(
           tf.distribute.ReduceOp.SUM, pack))
 
+    gradients = sum(self._sizes[:-2])
+    if self._exchange:
+      return tf.concat([self._exchange(total[:gradients], add),
+                        add(total[gradients:])], axis=0)
     if self._reduce_dtype == self.dtype:
       return add(total)
-    gradients = sum(self._sizes[:-2])
     narrow = add(tf.cast(total[:gradients], self._reduce_dtype))
     return tf.concat(
         [tf.cast(narrow, self.dtype), add(total[gradients:])], axis=0)

@@ -290,6 +290,12 @@ def keep_virtual_replicas(
         "bn.group_size=0 normalises over %d replicas instead of %d: numbers "
         "will differ from those of an uninterrupted run",
         runtime.num_replicas, saved.runtime.num_replicas)
+  if (config_lib.gradients_travel_in_codes(config)
+      and runtime.num_replicas != saved.runtime.num_replicas):
+    logging.warning(
+        "compression.per=replica quantises %d gradients instead of %d: numbers "
+        "will differ from those of an uninterrupted run",
+        runtime.num_replicas, saved.runtime.num_replicas)
   before = (config_lib.training_replicas(saved.runtime)
             * saved.runtime.micro_batches)
   replicas = config_lib.training_replicas(runtime)

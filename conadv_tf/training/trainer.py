@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf.attacks import gradient as gradient_attacks
+from conadv_tf.distribute import compression as compressions
 from conadv_tf.distribute import strategies
 from conadv_tf.layers import network as networks
 from conadv_tf.methods import method as methods
@@ -12,6 +13,7 @@ from conadv_tf.methods import vanilla
 from conadv_tf.objectives import per_example
 from conadv_tf.training import (
   batches,
+  compressed,
   feeding,
   finite,
   growing,
@@ -43,6 +45,7 @@ class Trainer(split_model.SplitModel):
     growing: how many of them make an update now, or None.
     staleness: earlier weights and held batches.
     nonfinite: which updates were not finite.
+    compressed: gradients on their way between replicas.
     updates_next: set before an execution of so many updates.
     snapshot_next: set before an execution that a checkpoint follows.
   """
@@ -57,6 +60,7 @@ class Trainer(split_model.SplitModel):
                reduce_dtype: str = "float32", reduce_pack_mib: float = 8.0,
                bn_group_size: int = 1, skip_nonfinite: bool = False,
                training_pass: str | None = None, grows: bool = False,
+               compression: compressions.Compression | None = None,
                name: str = "trainer"):
     """Clones and converts `model`; the original is left alone.
 
@@ -81,6 +85,7 @@ class Trainer(split_model.SplitModel):
         network "joined", or "separate", side by side; the same but rounding.
         None means the method's usual one.
       grows: whether batch, rate and gamma may change, by `growing`.
+      compression: of gradients between replicas; None means none.
       name: of the Keras model.
 
     Raises:
@@ -106,6 +111,10 @@ class Trainer(split_model.SplitModel):
       self.staleness = staleness.Staleness(
           self.method, self.network, self.step_counter)
       self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
+      self.compressed = compressed.CompressedGradients(
+          compression or compressions.Compression(),
+          self.network.trainable_variables, seed, self.step_counter,
+          micro_batches)
     self._packing = self._accumulator = None
     self._element_spec, self._fed = None, False
     self.updates_next, self.snapshot_next = None, False
@@ -248,13 +257,16 @@ class Trainer(split_model.SplitModel):
 
   # ---- One update.
 
-  def _contribution(self, result: methods.StepResult) -> tf.Tensor:
-    return self._packing.pack(result.gradients, result.statistics,
-                              tf.reduce_mean(result.batch.weight))
+  def _contribution(self, result: methods.StepResult,
+                    element: tf.Tensor) -> tf.Tensor:
+    return self.compressed.contribution(
+        self._packing.pack(result.gradients, result.statistics,
+                           tf.reduce_mean(result.batch.weight)),
+        element, self.roles.trainers if self.roles else None)
 
   def _accumulate(self, data: Any, element: tf.Tensor) -> None:
     result = self.train_step(data, element)
-    self._accumulator.assign_add(self._contribution(result))
+    self._accumulator.assign_add(self._contribution(result, element))
 
   def _apply_accumulated(self) -> None:
     total = self._accumulator.read_value()
@@ -270,15 +282,14 @@ class Trainer(split_model.SplitModel):
       gradients = [tf.identity(g) for g in result.gradients]
       replicas = tf.distribute.get_replica_context().num_replicas_in_sync
       self._apply(*(
-          (gradients, result.statistics) if replicas == 1 else
+          (gradients, result.statistics)
+          if replicas == 1 and not self.compressed.options.is_on else
           self._reduce(self._contribution(
-              result._replace(gradients=gradients)))))
+              result._replace(gradients=gradients), tf.constant(0)))))
 
   def _reduce(self, total: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-    replica = tf.distribute.get_replica_context()
-    if replica.num_replicas_in_sync > 1:
-      with tf.name_scope("reduction"):
-        total = self._packing.all_reduce(total)
+    with tf.name_scope("reduction"):
+      total = self._packing.all_reduce(total)
     return self._packing.unpack(total)
 
   def _apply(self, gradients: list[tf.Tensor], statistics: tf.Tensor) -> None:
@@ -315,7 +326,8 @@ class Trainer(split_model.SplitModel):
     shapes = [v.shape for v in self.network.trainable_variables]
     self._packing = reduction.Packing(
         shapes, self.network.statistics_size(segments), self.deterministic,
-        self.reduce_dtype, self.reduce_pack_mib)
+        self.reduce_dtype, self.reduce_pack_mib,
+        self.compressed.sum if self.compressed.options.is_on else None)
     with self.distribute_strategy.scope():
       if not self.compiled_metrics.built:  # else the first trace makes them
         self.compiled_metrics.build(
@@ -357,9 +369,12 @@ class Trainer(split_model.SplitModel):
     count = self.updates_next or int(self._steps_per_execution.numpy())
     takes_snapshot = self.snapshot_next
     self.updates_next, self.snapshot_next = None, False
-    return self.staleness.execute(
+    results = self.staleness.execute(
         lambda updates: self._loop.run(iterator, updates), count,
         takes_snapshot)
+    if takes_snapshot:
+      self.compressed.take_snapshot()
+    return results
 
 
 def _check(pixel_range: tuple[float, float], micro_batches: int,
