@@ -52,6 +52,11 @@ def _check_runtime(config: ExperimentConfig) -> None:
         f'runtime.reduce_dtype: {runtime.reduce_dtype} and compression.bits='
         f'{bits} exclude each other: both say how gradients travel; set '
         'float32, or compression.bits=32')
+  if runtime.strategy == 'tpu' and travels(config):
+    raise InputError(
+        'compression.per: replica and runtime.strategy=tpu exclude each other '
+        '(TensorFlow gathers on a TPU by summing rows of zeros, which sends '
+        'more than float32); set virtual_replica, or compression.bits=32')
   if runtime.deterministic and travels(config):
     raise InputError(
         'compression.per: replica and runtime.deterministic exclude each other '
@@ -73,7 +78,3 @@ def _check_scatter(config: ExperimentConfig) -> None:
     raise InputError(
         'compression.bucket: 0 and compression.exchange=scatter exclude each '
         'other (tensors do not divide among replicas); set for instance 512')
-  if config.runtime.strategy == 'tpu':
-    raise InputError(
-        'compression.exchange: scatter needs the collectives of '
-        'multi_worker_mirrored; with runtime.strategy=tpu set gather')

@@ -1,5 +1,6 @@
 import pytest
 
+from conadv_tf import config
 from conadv_tf.analysis import traffic
 
 _RESNET50 = 25_557_032
@@ -38,3 +39,27 @@ def test_refusals() -> None:
     traffic.update_bytes(10, 0)
   with pytest.raises(ValueError, match="none of all_reduce, gather, scatter"):
     traffic.update_bytes(10, 2, "tree")
+
+
+@pytest.mark.parametrize("pairs, said", [
+    ("compression.bits=8,runtime.num_replicas=6",
+     "compression: 8 bits, sign and 127 levels of the l2 norm of each tensor, "
+     "1-sided, of each replica's gradient; an update sends 731.21 MiB among 6 "
+     "replicas, 0.750 of float32's ring; gathered codes pay up to 7 replicas"),
+    # 0.25 for codes, 1/512 for norms.
+    ("compression.bits=8,compression.bucket=512,compression.sides=2,"
+     "compression.exchange=scatter,runtime.num_replicas=6",
+     "compression: 8 bits, sign and 127 levels of the l2 norm of each 512 "
+     "numbers, 2-sided, of each replica's gradient; an update sends 245.64 MiB "
+     "among 6 replicas, 0.252 of float32's ring"),
+    ("compression.bits=5,compression.norm=max,runtime.num_replicas=1",
+     "compression: 5 bits, sign and 15 levels of the max norm of each tensor, "
+     "1-sided, of each replica's gradient; 1 replica, nothing on the wire"),
+    ("compression.bits=5,compression.per=virtual_replica",
+     "compression: 5 bits, sign and 15 levels of the l2 norm of each tensor, "
+     "1-sided, of each virtual replica's gradient; float32 on the wire")])
+def test_summary(pairs: str, said: str) -> None:
+  found = traffic.summary(
+      config.load([], f"runtime.strategy=multi_worker_mirrored,{pairs}"),
+      _RESNET50, 161)
+  assert found == said

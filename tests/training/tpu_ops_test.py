@@ -16,6 +16,7 @@ import tensorflow as tf
 from conadv_tf import components
 from conadv_tf import config as config_lib
 from conadv_tf.attacks import gradient
+from conadv_tf.distribute import compression
 from conadv_tf.evaluation import clean, robust
 from conadv_tf.methods import method as methods_base
 from conadv_tf.objectives import per_example
@@ -123,6 +124,8 @@ class _Case(NamedTuple):
 
 _PGD = dict(steps=3, norm='l2', direction='l2', target='random',
             mode='moving', random_start=0.8)
+_BITS = compression.Compression(
+    8, bucket=16, sides=2, per='virtual_replica', error_feedback=True)
 _CASES = {
     'vanilla': _Case(dict(name='vanilla'), several=True),
     'disadv, every option': _Case(
@@ -145,6 +148,8 @@ _CASES = {
     'recycled': _Case(dict(name='conadv', adversary='recycled')),
     'absa, growing': _Case(
         dict(name='absa', lag=1), options=dict(grows=True), several=True),
+    'vanilla, 8 bits': _Case(
+        dict(name='vanilla'), options=dict(compression=_BITS)),
     'recycled, lag 0': _Case(
         dict(name='conadv', adversary='recycled', lag=0), several=True),
 }
@@ -180,7 +185,7 @@ def test_a_tpu_could_run_the_updates(
     assert not [op.name for op in sums if 'attack' in op.name]
     vectors = [op for op in sums if op.outputs[0].shape.rank == 1]
     assert len(vectors) == (phase != 'prime') * (
-        2 if 'reduce_dtype' in case.options else 1)
+        1 + bool({'reduce_dtype', 'compression'} & set(case.options)))
 
 
 def test_held_batches_are_read_before_they_are_replaced(
