@@ -6,6 +6,7 @@ TensorFlow's CPUs send neither uint8 nor int8.
 
 import dataclasses
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -29,11 +30,15 @@ def gathered_sum(quantiser: compression.Quantiser, codes: tf.Tensor,
 
 
 def _all_gather(words: tf.Tensor) -> tf.Tensor:
-  """Words [r, w] of all replicas; their number is lost on the way."""
+  """Words [r, w] of all replicas, from [w] of each."""
   replica = tf.distribute.get_replica_context()
+  if can_scatter():
+    # Without asking all for their shapes first, as `tf.distribute` does.
+    gathered = _launcher()._all_gather(words[None], options=None)  # pylint: disable=protected-access
+  else:
+    gathered = replica.all_gather(words[None], axis=0)
   return tf.ensure_shape(
-      replica.all_gather(words[None], axis=0),
-      [replica.num_replicas_in_sync, *words.shape])
+      gathered, [replica.num_replicas_in_sync, *words.shape])
 
 
 def _decoded_sum(quantiser: compression.Quantiser,
@@ -85,17 +90,22 @@ def scattered_sum(quantiser: compression.Quantiser, codes: tf.Tensor,
   return tf.concat(decoded, axis=0)[:quantiser.length]
 
 
+def _launcher() -> Any:
+  """What starts this replica's collectives between workers."""
+  strategy = tf.distribute.get_strategy()
+  replica = tf.distribute.get_replica_context()
+  return strategy.extended._cross_device_ops._launchers[  # pylint: disable=protected-access
+      replica._replica_id]  # pylint: disable=protected-access
+
+
 def _all_to_all(words: tf.Tensor) -> tf.Tensor:
   """Row j of words [r, w] goes to replica j; returns what all sent here.
 
   `tf.distribute` has no such call. It has the collective, and these are the
   keys that its own calls use.
   """
-  strategy = tf.distribute.get_strategy()
-  replica = tf.distribute.get_replica_context()
+  launcher = _launcher()
   # pylint: disable=protected-access
-  launcher = strategy.extended._cross_device_ops._launchers[
-      replica._replica_id]
   with tf.device(launcher._device):
     received = tf.raw_ops.CollectiveAllToAllV2(
         input=words, group_size=launcher._group_size,

@@ -106,18 +106,22 @@ class Trainer(split_model.SplitModel):
     self.reduce_dtype = reduce_dtype
     self.reduce_pack_mib = reduce_pack_mib
     with self.distribute_strategy.scope():
-      self.step_counter = strategies.counter("step")
-      self.growing = growing.GrowingBatch(method.gamma) if grows else None
-      self.staleness = staleness.Staleness(
-          self.method, self.network, self.step_counter)
-      self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
-      self.compressed = compressed.CompressedGradients(
-          compression or compressions.Compression(),
-          self.network.trainable_variables, seed, self.step_counter,
-          micro_batches)
+      self._create_state(grows, skip_nonfinite, compression)
     self._packing = self._accumulator = None
     self._element_spec, self._fed = None, False
     self.updates_next, self.snapshot_next = None, False
+
+  def _create_state(self, grows: bool, skip_nonfinite: bool,
+                    compression: compressions.Compression | None) -> None:
+    self.step_counter = strategies.counter("step")
+    self.growing = growing.GrowingBatch(self.method.gamma) if grows else None
+    self.staleness = staleness.Staleness(
+        self.method, self.network, self.step_counter)
+    self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
+    self.compressed = compressed.CompressedGradients(
+        compression or compressions.Compression(),
+        self.network.trainable_variables, self.seed, self.step_counter,
+        self.micro_batches)
 
   # ---- What Keras asks of a model.
 
