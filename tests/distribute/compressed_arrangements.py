@@ -23,13 +23,10 @@ UPDATES = 4
 _BUCKETS = "compression.bits=8,compression.bucket=16,"
 CASES = {
     "8 bits": "compression.bits=8",
-    "5 bits, max": "compression.bits=5,compression.norm=max",
     "2 sides": f"{_BUCKETS}compression.sides=2",
     "scatter": f"{_BUCKETS}compression.sides=2,compression.exchange=scatter",
     "feedback": f"{_BUCKETS}compression.error_feedback=true",
     "virtual": "compression.bits=8,compression.per=virtual_replica",
-    "virtual, 2 sides": (f"{_BUCKETS}compression.sides=2,"
-                         "compression.per=virtual_replica"),
     "virtual, deterministic": (
         "compression.bits=4,compression.sides=2,compression.per="
         "virtual_replica,runtime.deterministic=true"),
@@ -42,7 +39,7 @@ def _build(case: str, strategy: str, micro_batches: str,
   config = tiny.load(
       "runtime.deterministic=false,data.global_batch_size=24,"
       "data.num_examples=48,schedule.epochs=4,schedule.peak_lr=0.1,"
-      f"method.name=disadv,optimizer.name=sgd,runtime.strategy={strategy},"
+      f"method.name=vanilla,optimizer.name=sgd,runtime.strategy={strategy},"
       f"runtime.micro_batches={micro_batches}", case)
   strategies.plan(config.runtime, machines)
   return experiments.build(config, machines=machines)

@@ -35,7 +35,8 @@ def _run(folder: pathlib.Path, strategy: str, workers: int,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers, cases", [
-    (2, [*arrangements.CASES, arrangements.RESUMED]),
+    (2, [*(case for case in arrangements.CASES if case != "virtual"),
+         arrangements.RESUMED]),
     (3, ["8 bits", "2 sides", "scatter"])])
 def test_the_same_weights_on_all_workers(
     workers: int, cases: list[str], tmp_path: pathlib.Path) -> None:
@@ -52,13 +53,11 @@ def test_the_same_weights_on_all_workers(
   np.testing.assert_array_equal(
       chief[arrangements.RESUMED], chief["feedback"])
   # One process computes what as many workers do.
-  alone = _run(tmp_path, "one_device", 1, workers, [
-      case for case in cases if case.startswith("virtual")])[0]
+  alone = _run(tmp_path, "one_device", 1, workers,
+               ["virtual", "virtual, deterministic"])[0]
   np.testing.assert_array_equal(
       chief["virtual, deterministic"], alone["virtual, deterministic"])
-  for case, virtual in (("8 bits", "virtual"), ("virtual", "virtual"),
-                        ("2 sides", "virtual, 2 sides")):
-    assert np.abs(chief[case] - alone[virtual]).max() < 1e-5, case
+  assert np.abs(chief["8 bits"] - alone["virtual"]).max() < 1e-5
 
 
 @pytest.mark.slow

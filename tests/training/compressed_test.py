@@ -112,8 +112,8 @@ def test_a_run_goes_on_with_what_it_carries_over() -> None:
   straight = _train(options, updates=4)
   half = running.make(methods.Vanilla(), options={
       "deterministic": False, "compression": options})
-  half.snapshot_next, half.updates_next = True, 2
-  half.fit(running.dataset(32), steps_per_epoch=1, verbose=0)
+  half.fit(running.dataset(32), steps_per_epoch=2, verbose=0)
+  half.compressed.take_snapshot()
   state = checkpoint.capture(half)
   assert state["residual"].shape[:2] == (1, 1)
   goes_on = running.make(methods.Vanilla(), options={
