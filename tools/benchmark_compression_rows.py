@@ -56,6 +56,7 @@ class Timed:
 
 def measure(model: str, numbers: int, rounds: int) -> list[Timed]:
   """All settings in turns, there and back, after a warm-up."""
+  tf.get_logger().setLevel("ERROR")  # about a function for each setting
   sizes = [numbers // _TENSORS] * (_TENSORS - 1)
   sizes.append(numbers - sum(sizes))
   vector = tf.constant(
