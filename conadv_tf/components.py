@@ -19,6 +19,7 @@ from conadv_tf.data import (
   synthetic,
   tfds_source,
   tfrecord,
+  unlabelled,
 )
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import compression as compressions
@@ -194,6 +195,15 @@ def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
     return applications.builder(name)
   everything = dict.fromkeys([*MODELS, *applications.names()])
   return _known("model.name", everything, name)
+
+
+def load_data(data: config_lib.DataConfig) -> sources.Splits:
+  """Loads what a configuration names, its unlabelled images as well.
+
+  Raises:
+    InputError: if the data are not usable.
+  """
+  return unlabelled.add(DATASETS[data.name](data), data)
 
 
 def build_model(model: config_lib.ModelConfig,

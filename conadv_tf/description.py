@@ -57,7 +57,8 @@ def describe(experiment: experiments.Experiment) -> str:
   train = experiment.splits.train
   return "\n".join(_lines(
       experiment.config,
-      Counts(train.num_examples, experiment.splits.validation.num_examples,
+      Counts(experiment.splits.num_training,
+             experiment.splits.validation.num_examples,
              train.image_shape, train.num_classes),
       _measure(experiment.trainer.network.model), experiment.trainer.method,
       experiment.trainer.attack, experiment.schedule))
@@ -132,8 +133,8 @@ def counts(config: config_lib.ExperimentConfig) -> Counts:
           f"{data.train_examples}, the size of the training set")
     return Counts(train, data.validation_examples,
                   (data.image_size, data.image_size, 3), data.num_classes)
-  splits = components.DATASETS[data.name](data)
-  return Counts(splits.train.num_examples, splits.validation.num_examples,
+  splits = components.load_data(data)
+  return Counts(splits.num_training, splits.validation.num_examples,
                 splits.train.image_shape, splits.train.num_classes)
 
 
@@ -204,6 +205,7 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
         f"{attack.resolved_step_size:g}, all in 1/255 ({attack.norm}, "
         f"{attack.direction})")
   lines += _batch_lines(config, method)
+  lines += config_lib.describe_unlabelled(config)
   if config.growth.name != "none":
     lines.append(_growth_line(config))
   lines += [_rate_line(config, rates), _evaluation_line(config)]

@@ -13,7 +13,7 @@ from conadv_tf import components
 from conadv_tf import config as config_lib
 from conadv_tf.analysis import curvature as curvature_lib
 from conadv_tf.analysis import run_curvature
-from conadv_tf.data import pipeline
+from conadv_tf.data import pipeline, unlabelled
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
 from conadv_tf.evaluation import clean, robust
@@ -97,8 +97,9 @@ class Experiment:
     def of_pipeline(shard: pipeline.Shard) -> tf.data.Dataset:
       part = pipeline.Shard(*roles.part(shard.index, shard.count)
                             ) if roles else shard
-      dataset = self.smoothed(pipeline.train_dataset(
-          self.splits.train, global_batch_size=data.global_batch_size,
+      dataset = self.smoothed(unlabelled.train_dataset(
+          self.splits, data.unlabelled_fraction,
+          global_batch_size=data.global_batch_size,
           micro_batches=runtime.micro_batches, seed=self.config.seed,
           augment=data.augment, start_step=start_step, num_steps=steps,
           shard=part, input_shards=data.input_shards,
@@ -299,8 +300,8 @@ def build(config: config_lib.ExperimentConfig,
   """
   components.check_names(config)
   strategy = strategies.connect(config.runtime, machines)
-  splits = splits or components.DATASETS[config.data.name](config.data)
-  config = config_lib.resolve(config, splits.train.num_examples)
+  splits = splits or components.load_data(config.data)
+  config = config_lib.resolve(config, splits.num_training)
   stopping.check(config.evaluation, splits.train.num_classes)
   _sample(splits.train, config.evaluation.train_examples)  # a stream refuses
   runtime = config.runtime

@@ -242,9 +242,10 @@ def _begin(experiment: experiments.Experiment,
            latest: checkpoint.Checkpoint | None) -> tuple[int, float]:
   """Puts initial or saved weights in place; returns (updates, seconds)."""
   if latest is None:
-    initial = experiment.config.model.initial_weights
-    if initial is not None:
-      warm_start.load(experiment.trainer, initial)
+    model = experiment.config.model
+    if model.initial_weights is not None:
+      warm_start.load(experiment.trainer, model.initial_weights,
+                      model.replace_head)
     return 0, 0.0
   _check_data(experiment.config, latest)
   checkpoint.restore(experiment.trainer, latest.state)

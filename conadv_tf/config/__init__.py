@@ -32,3 +32,5 @@ from conadv_tf.config.schema import (
     ScheduleConfig,
     training_replicas,
 )
+from conadv_tf.config.unlabelled_rules import describe as describe_unlabelled
+from conadv_tf.config.unlabelled_rules import rows as unlabelled_rows

@@ -18,6 +18,7 @@ from conadv_tf.config import (
     growth_rules,
     trust_ratio_rules,
 )
+from conadv_tf.config import growth_rules, unlabelled_rules
 from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
     ExperimentConfig,
@@ -55,6 +56,7 @@ def validate(config: ExperimentConfig) -> None:
   trust_ratio_rules.check(config)
   dat_rules.check(config)
   compression_rules.check(config)
+  unlabelled_rules.check(config)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
   if len(clipping) > 1:
@@ -169,6 +171,7 @@ def check_batch(config: ExperimentConfig) -> None:
     raise InputError(
         f'bn.group_size: groups of {group} do not divide the {replicas} '
         'runtime.num_replicas; 1 is no groups, 0 one of all replicas')
+  unlabelled_rules.check_rows(config, batch // parts)
 
 
 def _check_roles(runtime: RuntimeConfig) -> None:

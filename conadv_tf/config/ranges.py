@@ -18,6 +18,7 @@ RANGES = {
     'data.label_offset': _NOT_NEGATIVE,
     'data.max_bad_examples': _NOT_NEGATIVE,
     'data.shuffle_buffer': _AT_LEAST_1,
+    'data.unlabelled_fraction': _BELOW_1,
     'objective.label_smoothing': _BELOW_1,
     'method.lag': _NOT_NEGATIVE,
     'method.attack_every': _AT_LEAST_1,

@@ -12,6 +12,7 @@ from conadv_tf.config import (
     growth_rules,
     trust_ratio_rules,
 )
+from conadv_tf.config import checks, growth_rules, unlabelled_rules
 from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
@@ -155,6 +156,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   if config.data.name in ('digits', 'npz', 'synthetic'):
     ignored |= {'data.deterministic', 'data.preprocessing',
                 'data.max_bad_examples'}
+  ignored |= unlabelled_rules.unused(config)
   if config.runtime.strategy != 'multi_worker_mirrored':
     ignored |= {'runtime.communication'}
   if config.runtime.placement == 'together':

@@ -30,6 +30,10 @@ class DataConfig(base_config.Config):
   `num_examples` keeps a part of the training set; `train_examples` and
   `validation_examples` say how many there must be. A stream's files are read
   in `input_shards` parts, so that a worker need not read all of them.
+
+  Of every virtual replica's rows `unlabelled_fraction` come from
+  `unlabelled_path`, with label -1 or its `pseudo_labels`; null makes one pool
+  of both.
   """
   name: str = 'digits'
   path: str | None = None
@@ -51,17 +55,25 @@ class DataConfig(base_config.Config):
   shuffle_buffer: int = 10000
   deterministic: bool = True
   input_shards: int = 1
+  unlabelled_path: str | None = None
+  unlabelled_fraction: float | None = 0.0
+  pseudo_labels: bool = False
 
 
 @dataclasses.dataclass
 class ModelConfig(base_config.Config):
-  """Which network; `args` go to its constructor and stay a plain dict."""
+  """Which network; `args` go to its constructor and stay a plain dict.
+
+  With `replace_head` the last layer with weights does not take its
+  `initial_weights`.
+  """
   # The base class would turn `args` into a Config, whose methods shadow keys.
   IMMUTABLE_TYPES = base_config.Config.IMMUTABLE_TYPES + (dict,)
 
   name: str = 'resnet20'
   args: dict | None = None
   initial_weights: str | None = None
+  replace_head: bool = False
 
   def _set(self, k: str, v: Any) -> None:
     if k == 'args':

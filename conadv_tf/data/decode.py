@@ -34,7 +34,7 @@ def whole(content: tf.Tensor, size: int, channels: int) -> tf.Tensor:
   Raises:
     tf.errors.OpError: when run, for content that cannot be decoded.
   """
-  return _resized(_decoded(content, channels), [size, size])
+  return resized(_decoded(content, channels), [size, size])
 
 
 def central(content: tf.Tensor, size: int, channels: int) -> tf.Tensor:
@@ -62,7 +62,7 @@ def central(content: tf.Tensor, size: int, channels: int) -> tf.Tensor:
   # Integers: in float32, 1 / 3 * 3 may end below 1 and lose a pixel.
   target = shape * short_side(size) // tf.reduce_min(shape)
   top, left = tf.unstack((target - size) // 2)
-  image = _resized(image, target)[top:top + size, left:left + size]
+  image = resized(image, target)[top:top + size, left:left + size]
   return tf.ensure_shape(image, [size, size, channels])
 
 
@@ -111,7 +111,7 @@ def distorted(
   image = tf.cond(
       tf.io.is_jpeg(content) & complete, jpeg, other)
   image.set_shape([None, None, channels])
-  image = _resized(image, [size, size])
+  image = resized(image, [size, size])
   return tf.cond(
       tf.bitcast(bits[2], tf.int32) >= 0,
       lambda: tf.reverse(image, [1]), lambda: image)
@@ -146,7 +146,7 @@ def _decoded(content: tf.Tensor, channels: int) -> tf.Tensor:
   return image
 
 
-def _resized(
+def resized(
     image: tf.Tensor, size: tf.Tensor | list[int]) -> tf.Tensor:
-  """Resizes uint8 [h, w, c], bilinear and rounded."""
+  """Resizes uint8 [h, w, c] or [b, h, w, c], bilinear and rounded."""
   return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8)

@@ -1,5 +1,6 @@
 """Arrays in a NumPy .npz file."""
 
+from collections.abc import Sequence
 import zipfile
 import zlib
 
@@ -16,7 +17,8 @@ def load(data: DataConfig) -> source.Splits:
   """Loads x_train, y_train, x_test and y_test.
 
   Args:
-    data: `path` is the file; image_size must be null or the arrays' own;
+    data: `path` is the file; image_size, where given, is the side in pixels
+      of the squares that images are resized to;
       num_classes null means the largest training label plus 1.
 
   Returns:
@@ -28,10 +30,10 @@ def load(data: DataConfig) -> source.Splits:
   """
   if not data.path:
     raise InputError('data.path is null; data.name=npz needs the .npz file.')
-  arrays = _read(data.path)
+  arrays = read(data.path, _KEYS)
   where = {split: f'{data.path} ({split})' for split in ('train', 'test')}
   images = {
-      split: checks.check_images(arrays[f'x_{split}'], name, data.image_size)
+      split: checks.check_images(arrays[f'x_{split}'], name)
       for split, name in where.items()}
   labels = {'train': checks.check_labels(
       arrays['y_train'], where['train'], data.num_classes)}
@@ -46,51 +48,64 @@ def load(data: DataConfig) -> source.Splits:
     raise InputError(
         f'{data.path}: x_train has images of shape {train.image_shape} but '
         f'x_test of {test.image_shape}; make them equal.')
-  return source.Splits(source.truncate(train, data.num_examples), test)
+  return source.Splits(
+      source.resize(source.truncate(train, data.num_examples),
+                    data.image_size),
+      source.resize(test, data.image_size))
 
 
-def _read(path: str) -> dict[str, np.ndarray]:
-  """Returns the four arrays; raises InputError where it cannot."""
+def read(path: str, keys: Sequence[str], option: str = 'data.path'
+         ) -> dict[str, np.ndarray]:
+  """Returns some of a file's arrays.
+
+  Args:
+    path: the .npz file.
+    keys: of the arrays, all numeric.
+    option: what names the file, for messages.
+
+  Raises:
+    InputError: no such file, not an .npz file, or a key is missing.
+  """
   if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-    raise InputError(f'data.path={path}: no such file; give an .npz file.')
+    raise InputError(f'{option}={path}: no such file; give an .npz file.')
   try:
     with tf.io.gfile.GFile(path, 'rb') as file:
       if file.read(2) != b'PK':  # As every zip file starts.
         raise InputError(
-            f'data.path={path}: not an .npz file; write it with np.savez.')
+            f'{option}={path}: not an .npz file; write it with np.savez.')
       file.seek(0)
       # Pickled arrays can run any code, so they are never loaded.
       with np.load(file, allow_pickle=False) as archive:
-        missing = [key for key in _KEYS if key not in archive.files]
+        missing = [key for key in keys if key not in archive.files]
         if missing:
           raise InputError(
-              f'data.path={path}: no {", ".join(missing)}; the keys found are '
+              f'{option}={path}: no {", ".join(missing)}; the keys found are '
               f'{", ".join(archive.files) or "none"}, needed are '
-              f'{", ".join(_KEYS)}.')
-        return {key: _array(archive, key, path) for key in _KEYS}
+              f'{", ".join(keys)}.')
+        return {key: _array(archive, key, f'{option}={path}') for key in keys}
   except InputError:
     raise
   except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error,
           NotImplementedError, tf.errors.OpError) as error:
     raise InputError(
-        f'data.path={path}: cannot be read ({checks.first_line(error)}); '
+        f'{option}={path}: cannot be read ({checks.first_line(error)}); '
         'write it again with np.savez.') from error
 
 
 def _array(
-    archive: np.lib.npyio.NpzFile, key: str, path: str) -> np.ndarray:
+    archive: np.lib.npyio.NpzFile, key: str, where: str) -> np.ndarray:
   """Returns one numeric array of the file, or raises InputError."""
   try:
     array = archive[key]
   except ValueError as error:
     # Object arrays, and headers that are damaged.
     raise InputError(
-        f'data.path={path}: {key} is not a plain numeric array '
+        f'{where}: {key} is not a plain numeric array '
         f'({checks.first_line(error)}); store uint8 images and integer '
         'labels.') from error
   if not isinstance(array, np.ndarray) or array.dtype.kind not in 'biufc':
     raise InputError(
-        f'data.path={path}: {key} is not a numeric array '
+        f'{where}: {key} is not a numeric array '
         f'({getattr(array, "dtype", "not an array")}); store uint8 images and '
         'integer labels.')
   return array

@@ -30,7 +30,8 @@ def train_dataset(
     seed: int = 0, augment: str = 'none', start_step: int = 0,
     num_steps: int, shard: Shard = _ONE, input_shards: int = 1,
     deterministic: bool = True, streams: int = 1, mixup: float = 0.0,
-    cutmix: float = 0.0, replicas: int = 1) -> tf.data.Dataset:
+    cutmix: float = 0.0, replicas: int = 1, part: int = 0
+) -> tf.data.Dataset:
   """Returns the training batches of `num_steps` steps.
 
   Epochs' permutations are laid end to end and cut into batches: every example
@@ -55,6 +56,7 @@ def train_dataset(
     cutmix: alpha.
     replicas: parts of this pipeline's elements, one for each of its own
       replicas, that are not mixed with, nor mended from, each other.
+    part: of a run's sources; each has an order and an augmentation of its own.
 
   Returns:
     num_steps * k elements (image uint8 [b, h, w, c], label int32 [b] or, mixed,
@@ -69,7 +71,7 @@ def train_dataset(
   _check_batches(global_batch_size, micro_batches, start_step, num_steps)
   shard = _training_shard(shard, global_batch_size, micro_batches, replicas)
   _check_streams(source, augment, streams)
-  order, words, mixing = _keys(seed)
+  order, words = _keys(seed, part)
   first, count = start_step * micro_batches, num_steps * micro_batches
   if isinstance(source, EncodedSource):
     examples = source.training_examples(
@@ -80,9 +82,9 @@ def train_dataset(
     elements = _decoded_training(
         source, order, words, augment, streams, first, count, shard)
   if mixup or cutmix:
-    elements = _mixed(elements, mixing, first, shard, mixup, cutmix,
-                      source.num_classes, replicas)
-  return _ahead(elements)
+    elements = mixed(elements, seed, first, shard, mixup, cutmix,
+                     source.num_classes, replicas)
+  return ahead(elements)
 
 
 def evaluation_dataset(
@@ -120,7 +122,7 @@ def evaluation_dataset(
     images, labels = source.read(tf.minimum(indices, last))
     return images, labels, tf.cast(indices <= last, tf.float32)
 
-  return _ahead(_mapped(
+  return ahead(_mapped(
       tf.data.Dataset.range(-(-source.num_examples // batch_size)), element))
 
 
@@ -153,19 +155,19 @@ def drawn_dataset(
   if isinstance(source, EncodedSource):
     examples = source.training_examples(
         key, number, 1, Shard(rows=count), 1, True)
-    return _ahead(_undistorted(source, examples, count))
+    return ahead(_undistorted(source, examples, count))
 
   def element(first: tf.Tensor) -> Batch:
     images, labels = source.read(positions.shuffled(
         key, first + tf.range(count, dtype=tf.int64), source.num_examples))
     return images, labels, tf.ones([count])
 
-  return _ahead(_mapped(
+  return ahead(_mapped(
       tf.data.Dataset.from_tensors(tf.constant(number * count, tf.int64)),
       element))
 
 
-def _ahead(elements: tf.data.Dataset) -> tf.data.Dataset:
+def ahead(elements: tf.data.Dataset) -> tf.data.Dataset:
   """Makes elements before they are asked for."""
   options = tf.data.Options()
   # The end of an iterator waits for its tuning thread, which sleeps for up to
@@ -175,11 +177,12 @@ def _ahead(elements: tf.data.Dataset) -> tf.data.Dataset:
   return elements.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _keys(seed: int) -> list[randomness.Key]:
-  """Returns the keys of order, augmentation and mixing."""
+def _keys(seed: int, part: int) -> list[randomness.Key]:
+  """Returns the keys of order and augmentation."""
   with tf.device('CPU:0'):
-    return [randomness.make_key(seed, purpose) for purpose in (
-        randomness.ORDER, randomness.AUGMENTATION, randomness.MIXING)]
+    keys = [randomness.make_key(seed, purpose) for purpose in (
+        randomness.ORDER, randomness.AUGMENTATION)]
+    return [randomness.fold(key, part) for key in keys] if part else keys
 
 
 def _check_batches(
@@ -317,11 +320,24 @@ def _encoded_training(
   return elements.apply(tf.data.experimental.assert_cardinality(count))
 
 
-def _mixed(
-    elements: tf.data.Dataset, key: randomness.Key, first: int, shard: Shard,
+def mixed(
+    elements: tf.data.Dataset, seed: int, first: int, shard: Shard,
     mixup: float, cutmix: float, num_classes: int, replicas: int
 ) -> tf.data.Dataset:
-  """Mixes each of a pipeline's replicas by its number in the whole run."""
+  """Mixes each of a pipeline's replicas by its number in the whole run.
+
+  Args:
+    elements: of a pipeline, those of `train_dataset` without mixing.
+    seed: the run's seed.
+    first: number of the first element in the whole run.
+    shard: which pipeline.
+    mixup: see `train_dataset`, as the rest.
+    cutmix: alpha.
+    num_classes: of the probabilities that labels become.
+    replicas: of this pipeline.
+  """
+  with tf.device('CPU:0'):
+    key = randomness.make_key(seed, randomness.MIXING)
 
   def element(number: tf.Tensor, batch: Batch) -> Batch:
     return mix.mix_batch(
@@ -357,5 +373,5 @@ def _encoded_evaluation(
   filled = len(range(
       shard.index * shard.rows, source.num_examples, shard.batch))
   elements = elements.concatenate(blank.repeat(count - filled))
-  return _ahead(elements.apply(
+  return ahead(elements.apply(
       tf.data.experimental.assert_cardinality(count)))

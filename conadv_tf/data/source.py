@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from conadv_tf.config import InputError
-from conadv_tf.data import checks
+from conadv_tf.data import checks, decode
 
 
 class Source(abc.ABC):
@@ -118,15 +118,58 @@ class SubsetSource(DecodedSource):
     return self.source.read(tf.gather(self._indices, indices))
 
 
+class ResizedSource(DecodedSource):
+  """Another source's images as squares of another size, made when read."""
+
+  def __init__(self, source: DecodedSource, image_size: int) -> None:
+    """Takes a source and the side of the squares, in pixels."""
+    self.num_examples = source.num_examples
+    self.num_classes = source.num_classes
+    self.image_shape = (image_size, image_size, source.image_shape[-1])
+    self.class_names = source.class_names
+    self.source = source
+
+  def read(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """See the base class; bilinear, rounded."""
+    images, labels = self.source.read(indices)
+    return decode.resized(images, self.image_shape[:2]), labels
+
+
+def resize(source: DecodedSource, image_size: int | None) -> DecodedSource:
+  """Returns the source, or where its images have another size a resized one.
+
+  Args:
+    source: any.
+    image_size: `data.image_size`, pixels; null keeps the images as they are.
+  """
+  if image_size is None or source.image_shape[:2] == (image_size, image_size):
+    return source
+  return ResizedSource(source, image_size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Splits:
   """What is trained on and what is evaluated.
 
+  Attributes:
+    train: labelled.
+    validation: labelled.
+    unlabelled: images that are trained on as well, see `unlabelled.py`.
+    is_pooled: whether these are part of the training set like all others.
+
   Raises:
-    InputError: the two differ in image shape or number of classes.
+    InputError: the first two differ in image shape or number of classes.
   """
   train: Source
   validation: Source
+  unlabelled: Source | None = None
+  is_pooled: bool = False
+
+  @property
+  def num_training(self) -> int:
+    """Examples of an epoch."""
+    return self.train.num_examples + (
+        self.unlabelled.num_examples if self.is_pooled else 0)
 
   def __post_init__(self) -> None:
     for key in ('image_shape', 'num_classes'):

@@ -1,7 +1,6 @@
 """Initial weights from another run or another model."""
 
 import os
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,12 +12,14 @@ from conadv_tf.training import averaging, checkpoint, run_directory, stopping
 from conadv_tf.training import trainer as trainers
 
 
-def load(trainer: trainers.Trainer, path: str) -> None:
+def load(trainer: trainers.Trainer, path: str,
+         replace_head: bool = False) -> None:
   """Replaces the weights and moving statistics of a trainer at update 0.
 
   Nothing else is taken over: the optimizer's slots start from zero, averages
   and lagged copies from these weights. All weights must fit, the last layer's
-  too.
+  too unless it is replaced; the size of the images need not be the same where
+  no weight depends on it.
 
   Args:
     trainer: compiled.
@@ -28,26 +29,29 @@ def load(trainer: trainers.Trainer, path: str) -> None:
       directory of a SavedModel of Keras or of `conadv-export`. A run gives
       each branch of batch normalisation its own where it has that branch;
       all other branches start from the clean one.
+    replace_head: whether the last layer with weights keeps those it has,
+      whatever its shape in `path`.
 
   Raises:
     InputError: if there is nothing of the kind, or a weight does not fit; no
       weight was changed.
   """
   if os.path.exists(os.path.join(path, "params.yaml")):
-    values = _of_run(trainer.network, path)
+    values = _of_run(path)
   elif os.path.exists(os.path.join(path, "saved_model.pb")):
-    values = _of_saved_model(trainer.network, path)
+    values = _of_saved_model(path)
   elif os.path.isfile(path):
-    values = _of_keras_file(trainer.network, path)
+    values = _of_keras_file(trainer.network, path, replace_head)
   else:
     raise config_lib.InputError(
         f"model.initial_weights: {path} is no run's directory, no .keras or "
         ".h5 file and no SavedModel; name one of these")
-  trainer.network.assign(values)
+  trainer.network.assign(
+      _by_branch(trainer.network, values, path, replace_head))
   averaging.restart(trainer)
 
 
-def _of_run(network: networks.Network, path: str) -> list[np.ndarray]:
+def _of_run(path: str) -> list[np.ndarray]:
   directory = run_directory.RunDirectory(path)
   source = stopping.result_checkpoint(
       directory, directory.saved_config().evaluation)
@@ -56,10 +60,10 @@ def _of_run(network: networks.Network, path: str) -> list[np.ndarray]:
         f"model.initial_weights: the run in {path} holds no checkpoint yet")
   state = checkpoint.averaged(source.state)
   names = sorted(name for name in state if name.startswith("network/"))
-  return _by_branch(network, [state[name] for name in names], path)
+  return [state[name] for name in names]
 
 
-def _of_saved_model(network: networks.Network, path: str) -> list[np.ndarray]:
+def _of_saved_model(path: str) -> list[np.ndarray]:
   try:
     loaded = tf.saved_model.load(path)
   except (OSError, ValueError) as error:
@@ -67,16 +71,20 @@ def _of_saved_model(network: networks.Network, path: str) -> list[np.ndarray]:
   # Of conadv-export, else of Keras.
   variables = getattr(loaded, "model_variables",
                       getattr(loaded, "variables", ()))
-  return _by_branch(network, [v.numpy() for v in variables], path)
+  return [v.numpy() for v in variables]
 
 
-def _of_keras_file(network: networks.Network, path: str) -> list[Any]:
-  model = network.merge()
+def _of_keras_file(network: networks.Network, path: str, replace_head: bool
+                   ) -> list[np.ndarray]:
   try:
-    model.load_weights(path)
+    if replace_head:  # weights alone cannot be read into another shape
+      model = tf.keras.models.load_model(path, compile=False)
+    else:
+      model = network.merge()
+      model.load_weights(path)
   except (OSError, ValueError, KeyError, NotImplementedError) as error:
     raise _unreadable(path, error) from error
-  return _by_branch(network, [v.numpy() for v in model.variables], path)
+  return [v.numpy() for v in model.variables]
 
 
 def _unreadable(path: str, error: Exception) -> config_lib.InputError:
@@ -85,8 +93,16 @@ def _unreadable(path: str, error: Exception) -> config_lib.InputError:
       f"{error}")
 
 
+def head(model: tf.keras.Model) -> list[tf.Variable]:
+  """The weights of the last layer that has any and holds no other layer."""
+  layers = model._flatten_layers(include_self=False)  # pylint: disable=protected-access
+  leaves = [layer for layer in layers if layer.weights and not any(
+      True for _ in layer._flatten_layers(include_self=False))]  # pylint: disable=protected-access
+  return leaves[-1].weights if leaves else []
+
+
 def _by_branch(network: networks.Network, values: list[np.ndarray],
-               path: str) -> list[np.ndarray]:
+               path: str, replace_head: bool) -> list[np.ndarray]:
   """Values for `network.variables`.
 
   Args:
@@ -94,7 +110,9 @@ def _by_branch(network: networks.Network, values: list[np.ndarray],
     values: of a network of this model with any number of branches, in the
       order of its `variables`; of a plain model with none but the clean one.
     path: where they come from.
+    replace_head: whether the head's are the network's present ones.
   """
+  kept = {id(v) for v in head(network.model)} if replace_head else set()
   own = len(network.model.variables)
   clean = {id(v): i for i, v in enumerate(network.model.variables)}
   # The extra branches' variables as (clean variable's position, branch), in
@@ -114,16 +132,19 @@ def _by_branch(network: networks.Network, values: list[np.ndarray],
   positions = [*range(own), *(i for i, _ in extra(branches))]
   for variable, value in zip(
       [network.model.variables[i] for i in positions], values):
-    if tuple(variable.shape) != value.shape:
+    if id(variable) not in kept and tuple(variable.shape) != value.shape:
       raise config_lib.InputError(
           f"model.initial_weights: {variable.name} has the shape "
           f"{tuple(variable.shape)} here and {value.shape} in {path}; all "
-          "weights must fit, the last layer's too")
+          "weights must fit" + ("" if replace_head else ", the last layer's "
+                                "too (or set model.replace_head)"))
   if len(values) != len(positions):
     raise config_lib.InputError(
         f"model.initial_weights: {path} holds {len(values)} weights, which "
         f"is no {own}-weight model like this one")
   of_branch = dict(zip(extra(branches), values[own:]))
-  return values[:own] + [
+  values = [networks.read(v) if id(v) in kept else value
+            for v, value in zip(network.model.variables, values)]
+  return values + [
       of_branch.get((i, branch), values[i])
       for i, branch in extra(network.branches)]

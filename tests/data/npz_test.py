@@ -29,6 +29,20 @@ def _save(folder: pathlib.Path, **changes: np.ndarray) -> pathlib.Path:
   return path
 
 
+def test_images_are_resized_when_read(tmp_path: pathlib.Path) -> None:
+  splits = npz.load(_config(_save(tmp_path), image_size=8))
+  assert splits.train.image_shape == splits.validation.image_shape == (8, 8, 3)
+  # Twice the size: the middle of four pixels is 1/16, 3/16 and 9/16 of them.
+  image = splits.train.read(tf.constant([1], tf.int64))[0][0].numpy()
+  square = _arrays()['x_train'][1, :2, :2].astype(float)
+  weights = np.array([[9, 3], [3, 1]])[..., None] / 16
+  np.testing.assert_allclose(image[1, 1], (square * weights).sum((0, 1)),
+                             atol=0.5)
+  kept = npz.load(_config(tmp_path / 'data.npz', image_size=4)).train
+  np.testing.assert_array_equal(
+      kept.read(tf.constant([1], tf.int64))[0][0], _arrays()['x_train'][1])
+
+
 def test_loads_both_splits(tmp_path: pathlib.Path) -> None:
   splits = npz.load(_config(_save(tmp_path)))
   images, labels = splits.train.read(tf.constant([5, 0], tf.int64))
@@ -74,7 +88,6 @@ def test_compressed_grey_files_load(tmp_path: pathlib.Path) -> None:
     ({'y_test': np.array([0, 3, 2])}, {},
      r'\(test\): label 1 is 3, outside 0 .. 2'),
     ({}, {'num_classes': 2}, r'\(train\): label 2 is 2, outside 0 .. 1'),
-    ({}, {'image_size': 32}, 'image_size=32'),
     ({'x_test': np.zeros((0, 4, 4, 3), np.uint8),
       'y_test': np.zeros(0, int)}, {}, r'\(test\): has no examples'),
     ({'y_train': np.array(['cat'] * 6)}, {}, 'y_train is not a numeric array'),

@@ -140,6 +140,57 @@ def test_a_run_of_another_shape(source: pathlib.Path) -> None:
     warm_start.load(deeper, str(source))
 
 
+def _model_values(path: str) -> list[np.ndarray]:
+  return [v.numpy() for v in
+          runs.restore(path)[0].trainer.network.model.variables]
+
+
+@pytest.mark.parametrize('kind', ['run', 'file.keras', 'export'])
+def test_a_replaced_head_keeps_its_own_start(
+    source: pathlib.Path, tmp_path: pathlib.Path,
+    restored: experiment.Experiment, kind: str) -> None:
+  path = source if kind == 'run' else tmp_path / kind
+  if kind == 'export':
+    runs.export(restored, 6, str(path))
+  elif kind == 'file.keras':
+    restored.trainer.save(str(path))
+  for classes in (4, 3):  # its shape does not matter
+    trainer = _build(f'data.num_classes={classes}').trainer
+    fresh = [v.numpy() for v in trainer.network.model.variables]
+    warm_start.load(trainer, str(path), replace_head=True)
+    now = [v.numpy() for v in trainer.network.model.variables]
+    # The dense layer's kernel and bias are the last two.
+    _assert_equal(now[:-2], _model_values(str(source))[:-2])
+    _assert_equal(now[-2:], fresh[-2:])
+    assert now[-2].shape[1] == classes and np.abs(now[-2]).min() > 0
+  # The branches of a run come along.
+  origin = 'adversarial' if kind == 'run' else 'clean'
+  _assert_equal(_branch(trainer.network, 'adversarial'),
+                _branch(restored.trainer.network, origin))
+
+
+def test_images_of_another_size(tmp_path: pathlib.Path) -> None:
+  """A convolutional body has no weight that depends on it."""
+  small, large = (
+      _build('model.name=resnet8,method.name=vanilla',
+             f'data.image_size={size},data.num_classes={classes}').trainer
+      for size, classes in ((8, 3), (16, 5)))
+  small.save(str(tmp_path / 'small.keras'))
+  head = [v.numpy() for v in large.network.model.variables[-2:]]
+  warm_start.load(large, str(tmp_path / 'small.keras'), replace_head=True)
+  assert head[0].shape == (64, 5)
+  _assert_equal(
+      [v.numpy() for v in large.network.model.variables],
+      [v.numpy() for v in small.network.model.variables[:-2]] + head)
+
+
+def test_a_body_that_does_not_fit_is_refused_all_the_same(
+    source: pathlib.Path) -> None:
+  other = _build('model.name=resnet8,data.image_size=8').trainer
+  with pytest.raises(config.InputError, match='has the shape|holds 16 weights'):
+    warm_start.load(other, str(source), replace_head=True)
+
+
 def test_what_is_no_source(tmp_path: pathlib.Path) -> None:
   trainer = _build().trainer
   (tmp_path / 'text.h5').write_text('no model')
@@ -159,8 +210,8 @@ def test_only_the_beginning_is_warm(
   """A resumed run neither needs nor reads the source."""
   loads = []
   load = warm_start.load
-  monkeypatch.setattr(warm_start, 'load', lambda trainer, path: (
-      loads.append(path), load(trainer, path)))
+  monkeypatch.setattr(warm_start, 'load', lambda trainer, path, replaces: (
+      loads.append(path), load(trainer, path, replaces)))
   settings = tiny.load(
       f'model.initial_weights={source},schedule.peak_lr=0,schedule.end_lr=0,'
       'method.name=vanilla')
