@@ -10,10 +10,14 @@ RUN is the directory of a run, finished or not. Writes into DIR
     report.md              the last figures of each run, in a table; where two
                            runs made estimates at equal steps (by the whole
                            Hessian and by a block of it, say), how the
-                           logarithms of their positive ones correlate
+                           logarithms of their positive ones correlate;
+                           where one has a robust accuracy, in its records or
+                           in RUN/evaluation.json, clean and robust accuracies
+                           and seconds an epoch
 
 The batch changes where growth.jsonl says so. The rate is the schedule's times
-the factor that growth gave it.
+the factor that growth gave it. How long communication takes is read from a
+run's profile; without one --latency_us and --bandwidth_gbps predict it.
 """
 
 from collections.abc import Sequence
@@ -31,6 +35,12 @@ if TYPE_CHECKING:
   from tools import run_history
 
 _OUTPUT = flags.DEFINE_string("output", None, "Directory.", required=True)
+_LATENCY = flags.DEFINE_float(
+    "latency_us", None, "Of the network between devices, in microseconds.",
+    lower_bound=0.0)
+_BANDWIDTH = flags.DEFINE_float(
+    "bandwidth_gbps", None, "Of the network, in gigabytes (1e9) a second.",
+    lower_bound=1e-6)
 _COLUMNS = {"validation/accuracy": "validation accuracy",
             "validation/loss": "validation loss", "train/loss": "train loss",
             "updates": "updates", "batch_size": "last batch",
@@ -41,12 +51,13 @@ def main(paths: Sequence[str]) -> None:
   """Draws the pictures."""
   with command_line.one_line_errors():
     from conadv_tf import config
-    from tools import run_history
+    from tools import robust_table, run_history
     if not paths:
       raise config.InputError("name one run or more: tools.report RUN "
                               "--output=DIR")
     runs = [run_history.read(path, name)
             for path, name in zip(paths, _names(paths))]
+    robust = robust_table.table(runs, paths, _network())
     try:
       os.makedirs(_OUTPUT.value, exist_ok=True)
       pictures = {"batch_and_rate": _batch_and_rate(runs),
@@ -57,11 +68,25 @@ def main(paths: Sequence[str]) -> None:
         picture.savefig(os.path.join(_OUTPUT.value, f"{name}.png"), dpi=100)
       with open(os.path.join(_OUTPUT.value, "report.md"), "w",
                 encoding="utf-8") as file:
-        file.write("\n\n".join((_table(runs), *_agreement(runs))) + "\n")
+        file.write("\n\n".join((_table(runs), *_agreement(runs), *robust))
+                   + "\n")
     except OSError as error:
       raise config.InputError(
           f"--output={_OUTPUT.value} cannot be written: {error.strerror}"
       ) from error
+
+
+def _network() -> Any:
+  """What the flags say of the network, or None."""
+  from conadv_tf import config
+  from conadv_tf.analysis import cost_model
+  if (_LATENCY.value is None) != (_BANDWIDTH.value is None):
+    raise config.InputError(
+        "--latency_us and --bandwidth_gbps describe the network together; "
+        "give both or none")
+  if _LATENCY.value is None:
+    return None
+  return cost_model.Network(_LATENCY.value * 1e-6, 1e-9 / _BANDWIDTH.value)
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conadv_tf import config
+from conadv_tf.training import run_directory
 from tests import commands, tiny
 
 _TOOL = 'tools.report'
@@ -108,6 +109,40 @@ def test_pictures_and_table(tmp_path: pathlib.Path) -> None:
   assert cells[0][5:7] == ['24', '16']
 
 
+def test_robust_accuracies_and_times(tmp_path: pathlib.Path) -> None:
+  one = _run(tmp_path / 'one')
+  two = _run(tmp_path / 'two', overrides='runtime.strategy=mirrored,'
+             'runtime.num_replicas=2')
+  lines = (two / 'metrics.jsonl').read_text().splitlines()
+  (two / 'metrics.jsonl').write_text(''.join(
+      json.dumps({**json.loads(line),
+                  'validation/robust_accuracy_pgd20': 0.3125}) + '\n'
+      for line in lines))
+  # Of the last update: what it adds stands beside what training recorded.
+  (two / 'evaluation.json').write_text(json.dumps({
+      'step': 24, 'validation/robust_accuracy_autoattack': 0.25}))
+  # Of other weights: it stands alone.
+  (one / 'evaluation.json').write_text(json.dumps({
+      'step': 12, 'validation/accuracy': 0.75,
+      'validation/robust_accuracy_pgd20': 0.125}))
+  run_directory.RunDirectory(str(two)).checkpoints.save(
+      24, {'network/0': np.zeros(1000, np.float32), 'step/0': np.zeros(5)}, {})
+  # A ring of 2: two latencies of 1 ms and 4,000 bytes at 1 MB/s are 6 ms an
+  # update; 6 updates an epoch.
+  network = '--latency_us=1000', '--bandwidth_gbps=1e-3'
+  for flags, predicted in (((), '-'), (network, '0.036 (model)')):
+    done = commands.run(_TOOL, str(one), str(two), *flags,
+                        f'--output={tmp_path / "report"}')
+    assert done.code == 0, done.err
+    text = (tmp_path / 'report' / 'report.md').read_text().split('\n\n')[-1]
+    assert text.splitlines() == [
+        '| run | batch | devices | TA | RA (pgd20) | AA (autoattack) | '
+        'communication s/epoch | total s/epoch |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- |',
+        '| one | 4 | 1 | 75.00 | 12.50 | - | 0 (1 device) | 9 |',
+        f'| two | 4 | 2 | 50.00 | 31.25 | 25.00 | {predicted} | 9 |']
+
+
 def test_agreement_of_estimates(tmp_path: pathlib.Path) -> None:
   # Logarithms 0, 1, 2, 3 beside 0, 2, 1, 6; a negative one counts nowhere.
   full, block = (
@@ -152,6 +187,8 @@ def test_bad_input_is_one_line(tmp_path: pathlib.Path) -> None:
   empty = tmp_path / 'empty'
   empty.mkdir()
   begun = _run(tmp_path / 'begun', evaluated=())
+  evaluated = _run(tmp_path / 'evaluated')
+  (evaluated / 'evaluation.json').write_text('[')
   taken = tmp_path / 'file'
   taken.touch()
   output = f'--output={tmp_path / "out"}'
@@ -161,6 +198,8 @@ def test_bad_input_is_one_line(tmp_path: pathlib.Path) -> None:
       ((str(tmp_path / 'none'), output), 'holds no run'),
       ((str(begun), output), 'no evaluation yet'),
       ((str(good), f'--output={taken}'), 'cannot be written'),
+      ((str(good), '--latency_us=1', output), 'give both or none'),
+      ((str(evaluated), output), 'no file of conadv-evaluate'),
       ((str(good),), '--output')):
     assert part in commands.run(_TOOL, *arguments).refusal()
   assert not (tmp_path / 'out').exists()
