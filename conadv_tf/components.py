@@ -92,6 +92,7 @@ METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
     "vanilla": lambda m: methods.Vanilla(),
     "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
     "conadv": _conadv,
+    "smooth_at": lambda m: methods.SmoothAt(m.sigma, m.noise_copies),
 }
 
 

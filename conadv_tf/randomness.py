@@ -17,12 +17,14 @@ Key = tf.Tensor  # int32 [2]
 ATTACK_NOISE = 1
 ATTACK_TARGET = 2
 DROPOUT = 3
+SMOOTHING = 4
 ORDER = 16
 AUGMENTATION = 17
 MIXING = 18
 CURVATURE = 19
 COMPRESSION = 40
 COMPRESSED_SUM = 41
+CERTIFICATION = 20
 
 
 def make_key(seed: int, purpose: int, *data: tf.Tensor | int) -> Key:

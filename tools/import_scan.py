@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
     "numpy": "numpy",
     "official": "tf-models-official",
     "pytest": "pytest",
+    "scipy": "scipy",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow",
     "tensorflow_addons": "tensorflow-addons",

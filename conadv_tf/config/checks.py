@@ -19,6 +19,7 @@ from conadv_tf.config import (
     trust_ratio_rules,
 )
 from conadv_tf.config import growth_rules, unlabelled_rules
+from conadv_tf.config import growth_rules, smoothing_rules
 from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
     ExperimentConfig,
@@ -57,6 +58,7 @@ def validate(config: ExperimentConfig) -> None:
   dat_rules.check(config)
   compression_rules.check(config)
   unlabelled_rules.check(config)
+  smoothing_rules.check(config)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
   if len(clipping) > 1:

@@ -31,6 +31,9 @@ RANGES = {
     'method.clean_weight': _NOT_NEGATIVE,
     'method.trades_weight': _NOT_NEGATIVE,
     'method.trades_start_std': _NOT_NEGATIVE,
+    'method.sigma': ('from 0 to 1, a share of the pixel range and not in '
+                     '1/255', lambda v: 0 <= v <= 1),
+    'method.noise_copies': _AT_LEAST_1,
     'growth.max_batch_size': _AT_LEAST_1,
     'growth.factor': ('at least 2', lambda v: v >= 2),
     'growth.epochs': _NOT_NEGATIVE,

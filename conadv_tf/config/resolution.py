@@ -13,6 +13,7 @@ from conadv_tf.config import (
     trust_ratio_rules,
 )
 from conadv_tf.config import checks, growth_rules, unlabelled_rules
+from conadv_tf.config import checks, growth_rules, smoothing_rules
 from conadv_tf.config.schema import (
     DerivedConfig,
     ExperimentConfig,
@@ -129,6 +130,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   else:
     ignored |= _GAMMA
   ignored |= dat_rules.unused(config, default)
+  ignored |= smoothing_rules.unused(config, default)
   if method.name == 'vanilla':
     ignored |= {key for key in default if key.startswith('attack.')}
     ignored |= _method_keys(default) | _GAMMA

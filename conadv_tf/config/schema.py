@@ -103,6 +103,9 @@ class MethodConfig(base_config.Config):
   `gamma` are of `name: absa`: share of adversarial rows, what divides it when
   the batch grows, and the epoch from which it is 0 (null: never). The last
   four are of `name: dat`; `trades_start_std` is in 1/255.
+  the batch grows, and the epoch from which it is 0 (null: never). `sigma` (a
+  share of the pixel range, not in 1/255) and `noise_copies` are the noise of
+  `name: smooth_at`.
   """
   name: str = 'conadv'
   lag: int = 1
@@ -122,6 +125,8 @@ class MethodConfig(base_config.Config):
   regularizer: Literal['cross_entropy', 'trades'] = 'cross_entropy'
   trades_weight: float = 6.0
   trades_start_std: float = 0.255
+  sigma: float = 0.25
+  noise_copies: int = 2
 
 
 @dataclasses.dataclass

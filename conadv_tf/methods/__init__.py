@@ -5,6 +5,9 @@ from conadv_tf.methods.conadv import ConAdv
 from conadv_tf.methods.dat import Dat
 from conadv_tf.methods.disadv import DisAdv
 from conadv_tf.methods.recycled import Recycled
+from conadv_tf.methods.smooth_at import SmoothAt
 from conadv_tf.methods.vanilla import Vanilla
 
 __all__ = ["Absa", "ConAdv", "Dat", "DisAdv", "Recycled", "Vanilla"]
+__all__ = ["Absa", "ConAdv", "DisAdv", "Recycled", "SmoothAt",
+           "Vanilla"]

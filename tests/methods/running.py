@@ -28,8 +28,12 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'dat trades': lambda: methods.Dat(clean_weight=1.0, regularizer='trades'),
     'recycled': methods.Recycled,
     'recycled lag 0': lambda: methods.Recycled(lag=0),
+    'smooth at': lambda: methods.SmoothAt(noise_copies=3),
     'recycled shared': lambda: methods.Recycled(lag=0, bn_branches=1),
 }
+# What a method needs in place of the one signed step.
+ATTACKS = {methods.SmoothAt: gradient.Pgd(
+    radius=32, steps=2, norm='l2', direction='l2')}
 LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 _random = np.random.default_rng(0)
 IMAGES = _random.random((160, 8, 8, 3), np.float32)
@@ -88,7 +92,8 @@ def make(method: methods_base.Method, *,
   """A compiled trainer."""
   with strategy.scope() if strategy else contextlib.nullcontext():
     trainer = trainers.Trainer(
-        model(), method, attack or gradient.Pgd(radius=16),
+        model(), method,
+        attack or ATTACKS.get(type(method)) or gradient.Pgd(radius=16),
         **{'deterministic': True, **(options or {})})
     optimizer = (optimizer or
                  (lambda: tf.keras.optimizers.SGD(0.5, momentum=0.9)))()

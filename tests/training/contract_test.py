@@ -16,6 +16,8 @@ from tests.methods import running
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams',
          'conadv next batch', 'conadv every 3', 'dat', 'dat paper',
          'dat trades', 'recycled lag 0', 'recycled shared')
+         'conadv next batch', 'conadv every 3', 'recycled lag 0',
+         'recycled shared', 'smooth at')
 _MOST = pytest.mark.parametrize('name', [
     pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
     for name in sorted(running.METHODS)])
