@@ -1,9 +1,12 @@
 """Evaluates a run: `conadv-evaluate --model_dir=DIR --attacks=pgd20`.
 
---curvature adds the top eigenvalue of the Hessian (docs/curvature.md).
+--curvature adds the top eigenvalue of the Hessian (docs/curvature.md),
+--certify --sigma=0.25 certified accuracy by smoothing (docs/smoothing.md).
 """
 
+import dataclasses
 import json
+import os
 import sys
 from typing import Any
 
@@ -41,6 +44,23 @@ _TOLERANCE = flags.DEFINE_float(
 _EIGENVALUES = flags.DEFINE_integer(
     "curvature_eigenvalues", 0, "Adds so many of largest magnitude, by "
     "Lanczos.", lower_bound=0)
+_CERTIFY = flags.DEFINE_bool(
+    "certify", False, "Whether to certify validation images by randomised "
+    "smoothing; they go to a TSV file beside --output.")
+_SIGMA = flags.DEFINE_float(
+    "sigma", None, "Deviation of the noise as a share of the pixel range, NOT "
+    "in 1/255; certified l2 radii have the same unit.")
+_N0 = flags.DEFINE_integer(
+    "certify_n0", 100, "Noisy copies that choose an image's class.")
+_N = flags.DEFINE_integer(
+    "certify_n", 100_000, "Noisy copies that bound its probability.")
+_ALPHA = flags.DEFINE_float(
+    "certify_alpha", 0.001, "Probability that a certificate is wrong.")
+_SKIP = flags.DEFINE_integer(
+    "certify_skip", 20, "Of so many validation images the first is certified.")
+_CERTIFY_BATCH = flags.DEFINE_integer(
+    "certify_batch_size", 500, "Noisy copies that a replica classifies at a "
+    "time; the noise depends on it.")
 
 
 def main() -> None:
@@ -54,15 +74,20 @@ def main() -> None:
     if _OUTPUT.value:
       command_line.check_output(_OUTPUT.value)
     _check_curvature()
+    smoothing = _smoothing()
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
     if _CURVATURE.value:  # what cannot be must not cost an evaluation
       experiment.curvature.check(**_options())
+    if smoothing:
+      settings, known = _known_certificates(experiment, checkpoint, smoothing)
     limit = _TRAIN_EXAMPLES.value
     if limit is None:
       limit = experiment.splits.train.num_examples
     figures = experiment.evaluate(_ATTACKS.value, _BRANCH.value, limit)
     report = {"step": checkpoint.step, "branch": _BRANCH.value}
     report.update({f"validation/{k}": v for k, v in figures.items()})
+    if smoothing:
+      report.update(_certify(experiment, smoothing, settings, known))
     failure = None
     if _CURVATURE.value:
       try:
@@ -85,6 +110,52 @@ def _check_curvature() -> None:
   for flag in (_EXAMPLES, _LAST_LAYERS, _ITERATIONS, _TOLERANCE, _EIGENVALUES):
     if flag.present and not _CURVATURE.value:
       raise config.InputError(f"--{flag.name} needs --curvature")
+
+
+def _smoothing() -> Any:
+  """What --certify asks for; None without it."""
+  from conadv_tf import config
+  from conadv_tf.evaluation import certified
+  if not _CERTIFY.value:
+    for flag in (_SIGMA, _N0, _N, _ALPHA, _SKIP, _CERTIFY_BATCH):
+      if flag.present:
+        raise config.InputError(f"--{flag.name} needs --certify")
+    return None
+  if _SIGMA.value is None:
+    raise config.InputError("--certify needs --sigma, a share of the pixel "
+                            "range: that of training, for instance 0.25")
+  if not _OUTPUT.value:
+    raise config.InputError("--certify needs --output=FILE.json: the images "
+                            "go to FILE.certified.tsv")
+  return certified.Smoothing(_SIGMA.value, _N0.value, _N.value, _ALPHA.value,
+                             _SKIP.value, _CERTIFY_BATCH.value)
+
+
+def _certificates_path() -> str:
+  return os.path.splitext(_OUTPUT.value)[0] + ".certified.tsv"
+
+
+def _known_certificates(experiment: Any, checkpoint: Any, smoothing: Any
+                        ) -> tuple[dict[str, Any], list[Any]]:
+  """What all certificates depend on, and those of a run that was stopped."""
+  from conadv_tf.evaluation import certified_file
+  settings = {"step": checkpoint.step, "branch": _BRANCH.value,
+              "seed": experiment.config.seed, **dataclasses.asdict(smoothing)}
+  return settings, certified_file.known(_certificates_path(), settings)
+
+
+def _certify(experiment: Any, smoothing: Any, settings: dict[str, Any],
+             known: list[Any]) -> dict[str, Any]:
+  """The report's figures; the certificates go to their file."""
+  from conadv_tf.evaluation import certified, certified_file
+  total = -(-experiment.splits.validation.num_examples // smoothing.skip)
+  after = known[-1].position if known else -1
+  certificates = certified_file.write(
+      _certificates_path(), settings, known,
+      experiment.certificates(smoothing, _BRANCH.value, after), total)
+  figures = certified.figures(certificates, smoothing)
+  print(certified.table(figures), file=sys.stderr)
+  return {f"certified/{key}": value for key, value in figures.items()}
 
 
 def _options() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from conadv_tf.analysis import run_curvature
 from conadv_tf.data import pipeline, unlabelled
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
-from conadv_tf.evaluation import clean, robust
+from conadv_tf.evaluation import certified, clean, robust
 from conadv_tf.layers import routing
 from conadv_tf.models import user
 from conadv_tf.objectives import per_example
@@ -212,6 +212,26 @@ class Experiment:
       figures[f"robust_accuracy_{name}"] = self._figures(
           evaluator, validation, "validation")["accuracy"]
     return figures
+
+  def certificates(self, smoothing: certified.Smoothing, branch: str,
+                   after: int = -1) -> Iterator[certified.Certificate]:
+    """Certifies every `skip`-th validation image, in order.
+
+    Args:
+      smoothing: sigma, a share of the pixel range, and how surely.
+      branch: whose batch normalisation predicts.
+      after: position of the last image that is known.
+    """
+    certifier = certified.Certifier(
+        self.trainer.network, smoothing, self.strategy, branch,
+        self.config.seed, PIXEL_RANGE)
+    first = after // smoothing.skip + 1
+    images = pipeline.evaluation_dataset(self.splits.validation, 1).shard(
+        smoothing.skip, 0).skip(first)
+    with naming_unreadable_images(self.splits):
+      for number, (image, label, weight) in enumerate(images, first):
+        if weight[0] > 0:
+          yield certifier(image[0], int(label[0]), number * smoothing.skip)
 
   @functools.cached_property
   def curvature(self) -> run_curvature.RunCurvature:
