@@ -1,4 +1,4 @@
-"""The curvature of a run, through the real command."""
+"""Curvature and certificates of a run, through the real command."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf import experiment, runs
+from conadv_tf.evaluation import certified, certified_file
 from tests import commands, tiny
 from tests import curved_models as curved
 
@@ -54,6 +55,55 @@ def test_curvature(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
       '59 weights of 2 layers']
 
 
+_CERTIFY = ('--certify', '--sigma=0.1', '--certify_n0=20', '--certify_n=200',
+            '--certify_skip=2', '--certify_batch_size=100',
+            '--train_examples=0')
+
+
+def test_certificates(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  output, images = tmp_path / 'a.json', tmp_path / 'a.certified.tsv'
+  done = commands.run(_EVALUATE, f'--model_dir={run}', *_CERTIFY,
+                      f'--output={output}')
+  assert done.code == 0, done.err
+  report = json.loads(output.read_text())
+  settings, found = certified_file.read(str(images))
+  assert settings == {
+      'step': 6, 'branch': 'clean', 'seed': 0, 'sigma': 0.1, 'n0': 20,
+      'n': 200, 'alpha': 0.001, 'skip': 2, 'batch_size': 100}
+  built, _ = runs.restore(str(run))
+  smoothing = certified.Smoothing(0.1, 20, 200, 0.001, 2, 100)
+  assert list(built.certificates(smoothing, 'clean')) == found
+  assert list(built.certificates(smoothing, 'clean', after=2)) == found[2:]
+  total = int(report['validation/examples'])
+  assert [c.position for c in found] == list(range(0, total, 2))
+  assert len(found) >= 3
+  expected = certified.figures(found, smoothing)
+  assert {key.partition('/')[2]: value for key, value in report.items()
+          if key.startswith('certified/')} == expected
+  assert certified.table(expected) in done.err
+
+  # The rows that are there are taken as they are; other settings are refused.
+  rows = images.read_text().splitlines(keepends=True)
+  images.write_text(''.join(rows[:3]).replace('\t200\n', '\t199\n'))
+  kept = certified_file.read(str(images))[1]
+  done = commands.run(_EVALUATE, f'--model_dir={run}', *_CERTIFY,
+                      f'--output={output}')
+  assert done.code == 0, done.err
+  assert certified_file.read(str(images))[1] == kept + found[1:]
+  assert 'was made with n=200, not 300' in commands.run(
+      _EVALUATE, f'--model_dir={run}', *_CERTIFY, '--certify_n=300',
+      f'--output={output}', before=_never_evaluate).refusal()
+
+  # The tool's table has the report's figures.
+  done = commands.run('tools.plot_certified', f'--images={images}',
+                      f'--output={tmp_path}/a.png')
+  assert done.code == 0, done.err
+  cells = done.out.splitlines()[-1].split(' | ')
+  assert cells[:4] == ['| a', '0.1', '200', str(len(found))]
+  assert [float(cell.rstrip(' |')) for cell in cells[4:]] == pytest.approx(
+      expected['certified_accuracy'], abs=1e-3)
+
+
 def test_without_it_nothing_is_estimated(run: pathlib.Path) -> None:
   done = commands.run(_EVALUATE, f'--model_dir={run}')
   assert done.code == 0, done.err
@@ -67,13 +117,26 @@ def test_without_it_nothing_is_estimated(run: pathlib.Path) -> None:
     (['--curvature', '--curvature_tolerance=-1'], 'curvature_tolerance'),
     (['--curvature', '--curvature_eigenvalues=101'],
      'curvature: 101 eigenvalues of a matrix of 171 rows by 100 products'),
+    (['--sigma=0.25'], '--sigma needs --certify'),
+    (['--certify_n=5', '--output=OUTPUT'], '--certify_n needs --certify'),
+    (['--certify', '--output=OUTPUT'], '--certify needs --sigma'),
+    (['--certify', '--sigma=0.25'], '--certify needs --output'),
+    (['--certify', '--sigma=0', '--output=OUTPUT'],
+     'certify: sigma=0.0 must be above 0'),
+    (['--certify', '--sigma=64', '--output=OUTPUT'], 'not in 1/255'),
+    (['--certify', '--sigma=0.25', '--certify_n0=9', '--certify_n=9',
+      '--output=OUTPUT'], 'certify: n=9 must be above n0=9'),
     (['--curvature_last_layers=1'],
      '--curvature_last_layers needs --curvature'),
 ])
-def test_refusals(run: pathlib.Path, flags: list[str], part: str) -> None:
+def test_refusals(run: pathlib.Path, tmp_path: pathlib.Path,
+                  flags: list[str], part: str) -> None:
+  output = tmp_path / 'a.json'
+  flags = [flag.replace('OUTPUT', str(output)) for flag in flags]
   assert part in commands.run(
       _EVALUATE, f'--model_dir={run}', *flags, before=_never_evaluate
   ).refusal()
+  assert not list(tmp_path.iterdir())
 
 
 def _never_evaluate() -> None:

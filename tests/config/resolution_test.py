@@ -155,6 +155,12 @@ def test_differences() -> None:
      'method.trades_weight=1', []),
     ('method.clean_weight=1,method.regularizer=trades',
      ['method.clean_weight', 'method.regularizer']),
+    ('method.name=smooth_at,method.lag=2,method.sigma=0,method.gamma=0,'
+     'attack.branch=clean',
+     ['method.lag', 'method.gamma', 'attack.branch']),
+    ('method.sigma=0', ['method.sigma']),
+    ('method.name=vanilla,method.noise_copies=1', ['method.noise_copies']),
+    ('method.name=absa,method.sigma=0', ['method.sigma']),
     ('method.lag=0,method.execution=sequential', ['method.execution']),
     ('method.lag=1,method.execution=sequential', []),
     ('optimizer.name=sgd,optimizer.eeta=0.1,optimizer.momentum=0.8',

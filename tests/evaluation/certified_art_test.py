@@ -9,7 +9,9 @@ from conadv_tf.evaluation import certified
 from conadv_tf.layers import network as networks
 
 _WHY = 'needs adversarial-robustness-toolbox and statsmodels'
-pytest.importorskip('art', reason=_WHY)
+library = pytest.importorskip(
+    'art.estimators.certification.randomized_smoothing.randomized_smoothing',
+    reason=_WHY)
 pytest.importorskip('statsmodels', reason=_WHY)
 
 
@@ -24,9 +26,6 @@ def _network() -> networks.Network:
 
 
 def test_the_same_certificates_on_the_same_noise() -> None:
-  from art.estimators.certification.randomized_smoothing import (
-    randomized_smoothing as library,
-  )
   smoothing = certified.Smoothing(0.25, n0=20, n=400, batch_size=100)
   network = _network()
   images = np.random.default_rng(0).uniform(
