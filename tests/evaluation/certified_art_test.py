@@ -28,6 +28,7 @@ def _network() -> networks.Network:
 def test_the_same_certificates_on_the_same_noise() -> None:
   smoothing = certified.Smoothing(0.25, n0=20, n=400, batch_size=100)
   network = _network()
+  plain = network.merge()
   images = np.random.default_rng(0).uniform(
       0, 255, (12, 4, 4, 1)).astype(np.float32)
   ours = certified.Certifier(
@@ -41,7 +42,7 @@ def test_the_same_certificates_on_the_same_noise() -> None:
     def _predict_classifier(self, x: np.ndarray, **kwargs: object
                             ) -> np.ndarray:
       del kwargs
-      return network.merge()(x, training=False).numpy()
+      return plain(x, training=False).numpy()
 
     def _noisy_samples(self, x: np.ndarray, n: int | None = None
                        ) -> np.ndarray:
