@@ -10,6 +10,7 @@ must end whatever the network: at the radius of full agreement. The table at
 the radii of the DAT paper's Table 2 goes to stdout.
 """
 
+import dataclasses
 import os
 from typing import Any
 
@@ -49,8 +50,8 @@ def _read(path: str) -> tuple[Any, list[Any]]:
   if not certificates:
     raise config.InputError(f"--images={path} has no certificate yet")
   return certified.Smoothing(**{
-      key: settings[key] for key in (
-          "sigma", "n0", "n", "alpha", "skip", "batch_size")}), certificates
+      field.name: settings[field.name]
+      for field in dataclasses.fields(certified.Smoothing)}), certificates
 
 
 def _table(curves: list[tuple[str, Any, list[Any]]]) -> str:

@@ -17,6 +17,8 @@ from conadv_tf.evaluation import certified
 
 _COLUMNS = tuple(
     field.name for field in dataclasses.fields(certified.Certificate))
+_SETTINGS = {
+    field.name for field in dataclasses.fields(certified.Smoothing)}
 _SECONDS = 10.0  # between two lines of progress
 
 
@@ -31,7 +33,10 @@ def read(path: str) -> tuple[dict[str, Any], list[certified.Certificate]]:
       head, columns, *rows = file.read().split("\n")[:-1]
     if tuple(columns.split("\t")) != _COLUMNS or head[:2] != "# ":
       raise ValueError("other columns")
-    return json.loads(head[2:]), [_certificate(row) for row in rows]
+    settings = json.loads(head[2:])
+    if not isinstance(settings, dict) or not _SETTINGS <= settings.keys():
+      raise ValueError("no settings")
+    return settings, [_certificate(row) for row in rows]
   except OSError as error:
     raise config.InputError(f"{path}: {error.strerror}") from error
   except ValueError as error:

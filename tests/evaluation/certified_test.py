@@ -194,7 +194,9 @@ def test_a_stopped_file_goes_on(tmp_path: pathlib.Path) -> None:
     certified_file.known(path, {**settings, 'n': 9})
 
 
-@pytest.mark.parametrize('text', ['', 'a\n', '# {}\nx\ty\n', '{\n\n\n'])
+@pytest.mark.parametrize('text', ['', 'a\n', '# {}\nx\ty\n', '{\n\n\n',
+    '# 5\nposition\tlabel\tprediction\tradius\tcount\n',
+    '# {}\nposition\tlabel\tprediction\tradius\tcount\n'])
 def test_a_file_that_is_none(tmp_path: pathlib.Path, text: str) -> None:
   path = tmp_path / 'a.tsv'
   path.write_text(text)
