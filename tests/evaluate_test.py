@@ -60,6 +60,7 @@ _CERTIFY = ('--certify', '--sigma=0.1', '--certify_n0=20', '--certify_n=200',
             '--train_examples=0')
 
 
+@pytest.mark.slow
 def test_certificates(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
   output, images = tmp_path / 'a.json', tmp_path / 'a.certified.tsv'
   done = commands.run(_EVALUATE, f'--model_dir={run}', *_CERTIFY,
