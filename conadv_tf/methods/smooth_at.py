@@ -109,7 +109,6 @@ class SmoothAt(method.Method):
            held: Any) -> method.StepResult:
     """One gradient, the mean over the noisy copies of the adversary."""
     del held
-    segments = self.segments(batch.image.shape[0])
     image = _adversary(ctx, batch, self._noisy, self.noise_copies)
 
     def train(copy: tf.Tensor) -> passes.Pass:
@@ -118,10 +117,9 @@ class SmoothAt(method.Method):
           ctx.virtual_replica * self.noise_copies + copy))
       stream = passes.Stream("noisy", self._noisy(ctx, image, copy),
                              batch.label, batch.weight, 1.0)
-      return passes.train(own, [stream], segments)
+      return passes.train(own, [stream], self.segments(batch.image.shape[0]))
 
-    run = _mean(train, self.noise_copies,
-                _nothing(ctx, batch.image.shape[0], segments))
+    run = _mean(train, self.noise_copies)
     perturbation = passes.perturbation_terms(ctx, batch, passes.Stream(
         "noisy", image, batch.label, batch.weight, 1.0))
     return method.StepResult(
@@ -198,27 +196,17 @@ def _smoothed_gradient(ctx: method.Context, batch: method.Batch,
   return gradient / tf.reshape(total, [rows] + [1] * (image.shape.rank - 1))
 
 
-def _mean(train: Callable[[tf.Tensor], passes.Pass], copies: int,
-          nothing: passes.Pass) -> passes.Pass:
-  """Means over the copies' passes, one after another; zeros come in."""
+def _mean(train: Callable[[tf.Tensor], passes.Pass], copies: int
+          ) -> passes.Pass:
+  """Means over the copies' passes, one after another."""
+  first = train(tf.constant(0))
   if copies == 1:
-    return train(tf.constant(0))
+    return first
 
   def add(copy: tf.Tensor, total: passes.Pass) -> tuple[tf.Tensor, passes.Pass]:
     return copy + 1, tf.nest.map_structure(tf.add, total, train(copy))
 
   _, total = tf.while_loop(
-      lambda copy, _: copy < copies, add, (tf.constant(0), nothing),
-      parallel_iterations=1, maximum_iterations=copies)
+      lambda copy, _: copy < copies, add, (tf.constant(1), first),
+      parallel_iterations=1, maximum_iterations=copies - 1)
   return tf.nest.map_structure(lambda x: x / copies, total)
-
-
-def _nothing(ctx: method.Context, rows: int, segments: routing.Segments
-             ) -> passes.Pass:
-  """A pass of zeros: where the sum over copies starts."""
-  network, zero = ctx.network, tf.zeros([])
-  return passes.Pass(
-      [tf.zeros(v.shape) for v in network.trainable_variables],
-      tf.zeros([network.statistics_size(segments)]),
-      {"noisy_loss": (zero, zero), "loss": (zero, zero)},
-      tf.zeros([rows, *network.output_shape[1:]]), ())
