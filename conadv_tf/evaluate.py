@@ -2,6 +2,8 @@
 
 --curvature adds the top eigenvalue of the Hessian (docs/curvature.md),
 --certify --sigma=0.25 certified accuracy by smoothing (docs/smoothing.md).
+Attacks, sweeps and --sanity: docs/robustness.md.
+--curvature adds the top eigenvalue of the Hessian (docs/curvature.md).
 """
 
 import dataclasses
@@ -16,11 +18,22 @@ from conadv_tf import command_line
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 _ATTACKS = flags.DEFINE_list(
-    "attacks", [], "Attacks for robust accuracy: fgsm, pgd<k>, each with an "
-    "optional @radius in 1/255 (default: the radius of the run).")
+    "attacks", [], "Attacks for robust accuracy: fgsm, "
+    "pgd<steps>[-<restarts>], noise<draws>, apgd, apgd-dlr, square, autoattack, each with an optional "
+    "@radius (default: that of the run), pgd also with /step_size, in 1/255.")
+_RADII = flags.DEFINE_list(
+    "radii", [], "Radii in 1/255; every attack is made with each.")
+_STEPS = flags.DEFINE_list(
+    "steps", [], "Steps; every pgd attack is made with each.")
+_SUBSET = flags.DEFINE_integer(
+    "subset", None, "Attack so many validation examples, a fixed random "
+    "choice; default all.")
+_SANITY = flags.DEFINE_bool(
+    "sanity", False, "Whether to look for masked gradients with more attacks.")
 _BRANCH = flags.DEFINE_enum(
-    "branch", "clean", ["clean", "augmented", "adversarial"],
-    "Whose batch normalisation attacks and predicts.")
+    "branch", "clean", ["clean", "augmented", "adversarial", "both"],
+    "Whose batch normalisation attacks and predicts; both: clean, then "
+    "adversarial.")
 _TRAIN_EXAMPLES = flags.DEFINE_integer(
     "train_examples", None, "Training examples for the generalisation gap, "
     "rounded up to whole batches; default all, 0 leaves the gap out.",
@@ -67,7 +80,7 @@ def main() -> None:
   """Loads the newest checkpoint and evaluates every validation example."""
   # Imported late: --help must not wait for TensorFlow.
   with command_line.one_line_errors():
-    from conadv_tf import config, runs
+    from conadv_tf import config, robustness, runs
     from conadv_tf.analysis import curvature
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
@@ -76,6 +89,10 @@ def main() -> None:
     _check_curvature()
     smoothing = _smoothing()
     experiment, checkpoint = runs.restore(_MODEL_DIR.value)
+    plan = robustness.plan(
+        experiment, _ATTACKS.value, branch=_BRANCH.value,
+        radii=_numbers(_RADII, float), steps=_numbers(_STEPS, int),
+        subset=_SUBSET.value, doubts=_SANITY.value)
     if _CURVATURE.value:  # what cannot be must not cost an evaluation
       experiment.curvature.check(**_options())
     if smoothing:
@@ -83,11 +100,17 @@ def main() -> None:
     limit = _TRAIN_EXAMPLES.value
     if limit is None:
       limit = experiment.splits.train.num_examples
-    figures = experiment.evaluate(_ATTACKS.value, _BRANCH.value, limit)
     report = {"step": checkpoint.step, "branch": _BRANCH.value}
     report.update({f"validation/{k}": v for k, v in figures.items()})
     if smoothing:
       report.update(_certify(experiment, smoothing, settings, known))
+    for branch in plan.branches:
+      prefix = robustness.prefix(plan, branch)
+      figures = experiment.evaluate((), branch, limit)
+      report.update({f"{prefix}/{k}": v for k, v in figures.items()})
+    if plan.attacks:
+      report.update(robustness.measure(experiment, plan))
+      print(robustness.table(report), file=sys.stderr)
     failure = None
     if _CURVATURE.value:
       try:
@@ -102,6 +125,17 @@ def main() -> None:
         file.write(text + "\n")
     if failure:
       raise failure
+
+
+def _numbers(flag: Any, kind: type) -> list[Any]:
+  """The values of a list of numbers."""
+  from conadv_tf import config
+  try:
+    return [kind(text) for text in flag.value]
+  except ValueError as error:
+    raise config.InputError(
+        f"--{flag.name}: must be numbers such as 2,4,8, got "
+        f"{','.join(flag.value)!r}") from error
 
 
 def _check_curvature() -> None:

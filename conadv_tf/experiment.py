@@ -203,13 +203,13 @@ class Experiment:
     robust_evaluators = {
         name: self.evaluator(branch, name) for name in attack_names}
     validation = self.splits.validation
-    figures = self._figures(self.evaluator(branch), validation, "validation")
+    figures = self.figures(self.evaluator(branch), validation, "validation")
     if sample:
-      train = self._figures(
+      train = self.figures(
           self.evaluator(branch), sample, f"train {train_examples}")
       figures["generalization_gap"] = clean.generalisation_gap(train, figures)
     for name, evaluator in robust_evaluators.items():
-      figures[f"robust_accuracy_{name}"] = self._figures(
+      figures[f"robust_accuracy_{name}"] = self.figures(
           evaluator, validation, "validation")["accuracy"]
     return figures
 
@@ -250,8 +250,9 @@ class Experiment:
           self.splits.train, count, seed=self.config.seed, number=number)
       ).get_single_element()
 
-  def _figures(self, evaluator: clean.Evaluator, source: sources.Source,
-               key: str) -> dict[str, float]:
+  def figures(self, evaluator: clean.Evaluator, source: sources.Source,
+              key: str, between: Callable[[], None] | None = None
+              ) -> dict[str, float]:
     """Evaluates every example of a source, shared out like training's.
 
     Args:
@@ -259,6 +260,7 @@ class Experiment:
       source: of which each example counts once.
       key: of the iterator, which begins again where it ends and is kept: the
         end of one can take long, see `loop.Loop.run`.
+      between: called before every batch in place of `between_batches`.
     """
     replicas = self.strategy.num_replicas_in_sync
     rows = -(-self.config.evaluation.batch_size // replicas)
@@ -272,7 +274,8 @@ class Experiment:
     iterator = self._iterators.pop(key, None) or iter(
         self._shared(of_pipeline, rows))
     figures = evaluator(
-        iterator, -(-source.num_examples // batch), self.between_batches)
+        iterator, -(-source.num_examples // batch),
+        between or self.between_batches)
     self._iterators[key] = iterator  # not where it was left half way
     return figures
 

@@ -23,7 +23,7 @@ LEVELS = (
     ("components",),
     ("command_line", "experiment"),
     ("description",),
-    ("runs",),
+    ("runs", "robustness"),
     ("__init__", "train", "evaluate", "export"),
 )
 LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}
@@ -32,7 +32,7 @@ METHOD_BASES = tuple(
     f"conadv_tf.methods.{name}"
     for name in ("method", "passes", "adversarial", "growth"))
 # Seconds to import: only inside the functions that need them.
-HEAVY = ("foolbox", "keras_cv", "mlperf_logging", "official.nlp",
+HEAVY = ("art", "foolbox", "keras_cv", "mlperf_logging", "official.nlp",
          "official.vision", "sklearn", "tensorflow_addons",
          "tensorflow_datasets")
 CONFIG_MAY_IMPORT = ("official.modeling.hyperparams", "yaml")

@@ -16,6 +16,7 @@ PACKAGES = ("conadv_tf", "tests", "tools")
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "art": "adversarial-robustness-toolbox",
     "foolbox": "foolbox",
     "keras_cv": "keras-cv",
     "matplotlib": "matplotlib",

@@ -20,6 +20,7 @@ from conadv_tf.config import (
 )
 from conadv_tf.config import growth_rules, unlabelled_rules
 from conadv_tf.config import growth_rules, smoothing_rules
+from conadv_tf.config import attack_rules, growth_rules
 from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
     ExperimentConfig,
@@ -59,6 +60,7 @@ def validate(config: ExperimentConfig) -> None:
   compression_rules.check(config)
   unlabelled_rules.check(config)
   smoothing_rules.check(config)
+  attack_rules.check(config.attack)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
   if len(clipping) > 1:

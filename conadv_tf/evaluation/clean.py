@@ -116,6 +116,21 @@ class Evaluator:
     del label, weight, position
     return tf.cast(image, tf.float32)
 
+  def per_example(self, image: tf.Tensor, label: tf.Tensor, weight: tf.Tensor,
+                  position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """What is counted of one replica's rows.
+
+    Returns:
+      `label_rank`, int32 [b], and the loss, float32 [b].
+    """
+    return self.measured(label, self.inputs(image, label, weight, position))
+
+  def measured(self, label: tf.Tensor, shown: tf.Tensor
+               ) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same of images as the network is shown them."""
+    outputs = self.logits(shown)
+    return label_rank(label, outputs), self._loss(label, outputs)
+
   def _add_batch(self, totals: tuple[tf.Tensor, tf.Tensor],
                  element: tuple[tf.Tensor, ...]
                  ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -129,10 +144,9 @@ class Evaluator:
                     weight: tf.Tensor, position: tf.Tensor
                     ) -> tuple[tf.Tensor, tf.Tensor]:
     """(examples, correct, in top 5) as int32 [3], summed loss as float64."""
-    outputs = self.logits(self.inputs(image, label, weight, position))
-    losses = tf.cast(self._loss(label, outputs), tf.float64)
+    rank, losses = self.per_example(image, label, weight, position)
+    losses = tf.cast(losses, tf.float64)
     counted = weight > 0
-    rank = label_rank(label, outputs)
     # TPUs have no int64 reductions.
     counts = [tf.reduce_sum(tf.cast(rows, tf.int32)) for rows in (
         counted, counted & (rank < 1), counted & (rank < _TOP))]

@@ -1,59 +1,53 @@
 """Accuracy on adversarial examples made for the network itself."""
 
 import dataclasses
-import math
-import re
 
 import tensorflow as tf
 
 from conadv_tf import config, randomness
 from conadv_tf.attacks import gradient as gradient_attacks
-from conadv_tf.evaluation import clean
+from conadv_tf.evaluation import attack_names, clean
 from conadv_tf.layers import network as networks
 from conadv_tf.objectives import per_example
 
-KNOWN = ("fgsm, pgd<steps> such as pgd20, each with an optional radius in "
-         "1/255 such as pgd20@8")
-_NAME = re.compile(r"(?:(fgsm)|pgd(\d+))(?:@(.+))?")
+_RESTART = 7  # sets the keys of restarts apart from the folds of an attack
 
 
-def named_attack(name: str, radius: float) -> gradient_attacks.Pgd:
-  """The attack that `evaluation.attacks` calls `name`.
+def named_attack(name: str, radius: float,
+                 where: str = "evaluation.attacks") -> "PgdByExample":
+  """The attack of a name that needs no optional package.
 
-  `fgsm` is one step from the image itself, `pgd<k>` is k steps from a random
-  point of the ball, with the attack's default step size. Both are linf attacks
-  on the network with its moving statistics.
+  `fgsm` is one step from the image itself; `pgd<k>-<r>` is k steps from each
+  of r random points of the ball, where 0 means from the image itself;
+  `noise<k>` are k random points and no step. All are linf attacks on the
+  network with its moving statistics.
 
   Args:
-    name: `fgsm` or `pgd<k>`, then optionally `@` and a radius in 1/255.
+    name: `fgsm`, `pgd<k>[-<r>]` or `noise<k>`, then optionally `@<radius>`
+      and `/<step size>` in 1/255.
     radius: in 1/255, where the name has none.
+    where: the flag or key that holds the name, for messages.
 
   Raises:
     InputError: if the name is none of these; the message lists what is.
   """
-  match = _NAME.fullmatch(name)
-  if not match or match[2] is not None and int(match[2]) < 1:
+  named = attack_names.parse(name, radius, where)
+  if named.from_library:
     raise config.InputError(
-        f"evaluation.attacks: unknown attack {name!r}; known: {KNOWN}")
-  if match[3] is not None:
-    radius = _radius(match[3], name)
-  if match[1]:
-    return gradient_attacks.Pgd(
-        radius=radius, random_start=0.0, mode="moving")
-  return gradient_attacks.Pgd(
-      radius=radius, steps=int(match[2]), random_start=1.0, mode="moving")
+        f"{where}: {name!r} is made on one device by an optional package; "
+        "name it in conadv-evaluate --attacks after training")
+  return from_name(named)
 
 
-def _radius(text: str, name: str) -> float:
-  try:
-    value = float(text)
-  except ValueError:
-    value = math.nan
-  if not 0 <= value < math.inf:
-    raise config.InputError(
-        f"evaluation.attacks: the radius of {name!r} must be a number of at "
-        "least 0, in 1/255")
-  return value
+def from_name(named: attack_names.Attack) -> "PgdByExample":
+  """The same of a parsed name."""
+  if named.family == "noise":
+    return PgdByExample(radius=named.radius, step_size=0.0, random_start=1.0,
+                        mode="moving", restarts=named.steps)
+  return PgdByExample(
+      radius=named.radius, steps=named.steps, step_size=named.step_size,
+      random_start=float(named.restarts > 0), mode="moving",
+      restarts=max(1, named.restarts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +56,17 @@ class PgdByExample(gradient_attacks.Pgd):
 
   A key for the whole batch would start an example elsewhere when the batch
   size or the number of replicas changes.
+
+  Attributes:
+    restarts: how often it is made, each time from another random point.
   """
+
+  restarts: int = 1
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.restarts < 1:
+      raise ValueError(f"attack restarts must be >= 1, got {self.restarts}")
 
   def start(self, x: tf.Tensor, key: randomness.Key,
             pixel_range: tuple[float, float]) -> tf.Tensor:
@@ -85,8 +89,9 @@ class RobustEvaluator(clean.Evaluator):
   The random start of an example depends on the seed and on its position in
   the dataset, so the attack is the same for every batch size and number of
   replicas, up to the rounding of the network's own arithmetic. An example
-  counts as right if the attacked image is; with radius 0 the result is
-  that of `Evaluator`.
+  counts as right if the attacked image is, after every restart; with radius 0
+  the result is that of `Evaluator`. The first restart is the attack without
+  restarts, so more of them never raise the accuracy.
   """
 
   def __init__(self, network: networks.Network,
@@ -118,11 +123,21 @@ class RobustEvaluator(clean.Evaluator):
     self._pixel_range = pixel_range
 
   def inputs(self, image: tf.Tensor, label: tf.Tensor, weight: tf.Tensor,
-             position: tf.Tensor) -> tf.Tensor:
-    """The attacked images; arguments as in `Evaluator.inputs`."""
+             position: tf.Tensor, restart: tf.Tensor | int = 0) -> tf.Tensor:
+    """The attacked images; arguments as in `Evaluator.inputs`.
+
+    Args:
+      image: [b, h, w, c].
+      label: [b] or [b, classes].
+      weight: float32 [b].
+      position: int32 [b].
+      restart: int32, which of the random starts.
+    """
     def key(index: tf.Tensor) -> randomness.Key:
       # Training's keys have one fold more and never meet these.
-      return randomness.make_key(self._seed, randomness.ATTACK_NOISE, index)
+      first = randomness.make_key(self._seed, randomness.ATTACK_NOISE, index)
+      return tf.where(tf.equal(restart, 0), first, randomness.fold(
+          first, restart, _RESTART))
 
     keys = tf.map_fn(key, position,
                      fn_output_signature=tf.TensorSpec([2], tf.int32))
@@ -130,3 +145,34 @@ class RobustEvaluator(clean.Evaluator):
       return self._attack(
           lambda x: self.summed_loss(label, x, weight),
           tf.cast(image, tf.float32), keys, self._pixel_range)
+
+  def per_example(self, image: tf.Tensor, label: tf.Tensor, weight: tf.Tensor,
+                  position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """As in `Evaluator`, of the worst restart.
+
+    No more are made once no example of the batch is right; the loss is the
+    largest of those that were.
+    """
+    if self._attack.restarts == 1:
+      return super().per_example(image, label, weight, position)
+
+    def attacked(restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+      return self.measured(label, self.inputs(
+          image, label, weight, position, restart))
+
+    def again(restart: tf.Tensor, rank: tf.Tensor, loss: tf.Tensor
+              ) -> tuple[tf.Tensor, ...]:
+      other_rank, other_loss = attacked(restart)
+      return (restart + 1, tf.maximum(rank, other_rank),
+              tf.maximum(loss, other_loss))
+
+    def goes_on(restart: tf.Tensor, rank: tf.Tensor, loss: tf.Tensor
+                ) -> tf.Tensor:
+      del loss
+      return (restart < self._attack.restarts) & tf.reduce_any(
+          (rank < 1) & (weight > 0))
+
+    rank, loss = attacked(tf.constant(0))
+    return tf.while_loop(
+        goes_on, again, (tf.constant(1), rank, loss),
+        maximum_iterations=self._attack.restarts)[1:]
