@@ -9,6 +9,7 @@ Attacks, sweeps and --sanity: docs/robustness.md.
 import dataclasses
 import json
 import os
+import logging
 import sys
 from typing import Any
 
@@ -19,8 +20,9 @@ from conadv_tf import command_line
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 _ATTACKS = flags.DEFINE_list(
     "attacks", [], "Attacks for robust accuracy: fgsm, "
-    "pgd<steps>[-<restarts>], noise<draws>, apgd, apgd-dlr, square, autoattack, each with an optional "
-    "@radius (default: that of the run), pgd also with /step_size, in 1/255.")
+    "pgd<steps>[-<restarts>], noise<draws>, apgd, apgd-dlr, square, "
+    "autoattack, each with an optional @radius (default: that of the run), "
+    "pgd also with /step_size, in 1/255.")
 _RADII = flags.DEFINE_list(
     "radii", [], "Radii in 1/255; every attack is made with each.")
 _STEPS = flags.DEFINE_list(
@@ -109,6 +111,8 @@ def main() -> None:
       figures = experiment.evaluate((), branch, limit)
       report.update({f"{prefix}/{k}": v for k, v in figures.items()})
     if plan.attacks:
+      # Every attack is a graph of its own, which TensorFlow warns of.
+      logging.getLogger("tensorflow").setLevel(logging.ERROR)
       report.update(robustness.measure(experiment, plan))
       print(robustness.table(report), file=sys.stderr)
     failure = None

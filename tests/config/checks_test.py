@@ -101,6 +101,7 @@ def test_defaults_are_legal_and_no_sources_give_them() -> None:
      ['runtime.reduce_dtype: float16', 'runtime.deterministic']),
     ('attack.radius=-1', ['attack.radius: must be 0 or more, got -1.0']),
     ('attack.step_size=-1', ['attack.step_size: must be 0 or more']),
+    ('attack.radius=255.5', ['attack.radius: must be from 0 to 255', '255.5']),
     ('attack.steps=0', ['attack.steps: must be at least 1', 'attack.radius=0']),
     ('attack.random_start=2', ['attack.random_start: must be from 0 to 1']),
     ('optimizer.momentum=1', ['optimizer.momentum: must be at least 0 and']),

@@ -26,17 +26,21 @@ DEFAULT = tf.distribute.get_strategy
     ("pgd20", 4.0, 20, None, 1.0),
     ("pgd10@8", 8.0, 10, None, 1.0),
     ("pgd3@0", 0.0, 3, None, 1.0),
+    ("pgd50-10@8/2", 8.0, 50, 2.0, 1.0),
+    ("pgd3-0", 4.0, 3, None, 0.0),
+    ("noise10", 4.0, 1, 0.0, 1.0),
 ])
 def test_names(
     name: str, radius: float, steps: int, step_size: float | None,
     random_start: float) -> None:
-  assert robust.named_attack(name, 4.0) == attacks.Pgd(
+  assert robust.named_attack(name, 4.0) == robust.PgdByExample(
       radius=radius, steps=steps, step_size=step_size, norm="linf",
-      random_start=random_start, mode="moving")
+      random_start=random_start, mode="moving",
+      restarts=10 if name in ("pgd50-10@8/2", "noise10") else 1)
 
 
 @pytest.mark.parametrize("name", [
-    "apgd", "pgd", "pgd0", "pgd-1", "PGD20", "pgd20@", "fgsm2", "", "pgd20 "])
+    "deepfool", "pgd", "pgd0", "pgd-1", "PGD20", "fgsm2", "", "pgd20 "])
 def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
   with pytest.raises(config.InputError) as caught:
     robust.named_attack(name, 4.0)
@@ -45,9 +49,14 @@ def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
   assert "fgsm" in message and "pgd20@8" in message
 
 
-@pytest.mark.parametrize("radius", ["x", "-1", "nan", "inf"])
+def test_the_librarys_attacks_are_for_after_training() -> None:
+  with pytest.raises(config.InputError, match="in conadv-evaluate --attacks"):
+    robust.named_attack("apgd", 4.0)
+
+
+@pytest.mark.parametrize("radius", ["x", "-1", "nan", "inf", "256", ""])
 def test_a_bad_radius_is_refused(radius: str) -> None:
-  with pytest.raises(config.InputError, match="must be a number of at least 0"):
+  with pytest.raises(config.InputError, match="must be a number from 0 to 255"):
     robust.named_attack(f"pgd20@{radius}", 4.0)
 
 
@@ -191,6 +200,45 @@ def test_foolbox_finds_the_same_accuracy(
   assert 0.1 < found["accuracy"] < 0.8
   assert found["accuracy"] == np.mean(~fooled.numpy())
   assert found["examples"] == data.num_examples
+
+
+def test_foolbox_makes_the_same_images(
+    trained: tuple[networks.Network, source.Source]) -> None:
+  network, data = trained
+  images, labels = data.read(tf.range(64, dtype=tf.int64))
+  evaluator = robust.RobustEvaluator(
+      network, LOSS, robust.named_attack("pgd7-0@24/5", 1.0), DEFAULT(),
+      "clean", 0, PIXELS)
+  found = tf.function(evaluator.inputs)(
+      images, labels, tf.ones([64]), tf.range(64))
+  oracle = foolbox.attacks.LinfProjectedGradientDescentAttack(
+      abs_stepsize=5.0, steps=7, random_start=False)
+  expected, _, _ = oracle(
+      foolbox.TensorFlowModel(network.merge(), bounds=PIXELS),
+      tf.cast(images, tf.float32), tf.cast(labels, tf.int64), epsilons=24.0)
+  assert np.abs(found - tf.cast(images, tf.float32)).max() == 24.0
+  np.testing.assert_allclose(found / 255.0, expected / 255.0, atol=1e-6)
+
+
+def test_an_example_must_survive_every_restart() -> None:
+  # The twin: the same noise one restart at a time, in NumPy.
+  evaluator = robust.RobustEvaluator(
+      brighter_than_middle(), LOSS, robust.named_attack("noise4", 10.0),
+      DEFAULT(), "clean", 0, PIXELS)
+  greys = all_greys()
+  image, label = greys.read(tf.range(256, dtype=tf.int64))
+  right = []
+  for restart in range(4):
+    shown = evaluator.inputs(image, label, tf.ones([256]), tf.range(256),
+                             restart).numpy().ravel()
+    right.append(np.where(np.arange(256) < 128, shown < 127.5, shown > 127.5))
+  found = evaluator(pipeline.evaluation_dataset(greys, 100))["accuracy"]
+  assert found == np.mean(np.all(right, axis=0)) < np.mean(right[0])
+  single = robust.RobustEvaluator(
+      brighter_than_middle(), LOSS, robust.named_attack("noise1", 10.0),
+      DEFAULT(), "clean", 0, PIXELS)
+  assert single(pipeline.evaluation_dataset(greys, 64))["accuracy"] == (
+      np.mean(right[0]))
 
 
 def test_radius_0_is_the_clean_accuracy(
