@@ -23,8 +23,8 @@ def measured(built: experiment.Experiment, names: Sequence[str],
 
 def test_a_sweep_on_both_branches(plain: experiment.Experiment,
                                   capsys: pytest.CaptureFixture) -> None:
-  report = measured(plain, ["pgd20"], "both", radii=[6.0, 14.0], steps=[10])
-  keys = ["none", "pgd10@6", "pgd10@14"]
+  report = measured(plain, ["pgd20"], "both", radii=[6.0, 14.0], steps=[4])
+  keys = ["none", "pgd4@6", "pgd4@14"]
   rows = report["attacks"]
   assert [(row["branch"], row["attack"]) for row in rows] == [
       (branch, key) for branch in ("clean", "adversarial") for key in keys]
@@ -33,27 +33,29 @@ def test_a_sweep_on_both_branches(plain: experiment.Experiment,
     assert row["accuracy"] == expected and row["examples"] == 60
     assert row["standard_error"] == pytest.approx(
         (expected * (1 - expected) / 60)**0.5)
-  assert report["validation_adversarial/robust_accuracy_pgd10@6"] == (
-      report["validation/robust_accuracy_pgd10@6"]) == rows[1]["accuracy"]
+  assert report["validation_adversarial/robust_accuracy_pgd4@6"] == (
+      report["validation/robust_accuracy_pgd4@6"]) == rows[1]["accuracy"]
   assert report["sanity/passed"]
   text = robustness.table(report).splitlines()
   assert len(text) == 7 and re.match(
-      rf"clean +pgd10@6 +{rows[1]['accuracy']:.4f} +\d\.\d{{4}} +60 ", text[2])
+      rf"clean +pgd4@6 +{rows[1]['accuracy']:.4f} +\d\.\d{{4}} +60 ", text[2])
   assert capsys.readouterr().err == ""  # took no 10 s and no terminal
 
 
 def test_a_subset_is_the_same_for_all(plain: experiment.Experiment) -> None:
-  report = measured(plain, ["pgd10@6", "apgd10@6"], subset=31)
+  report = measured(plain, ["pgd4@6", "apgd10@6"], subset=31)
   first, *others = report["attacks"]
   assert first["accuracy"] == 1.0
   assert {row["examples"] for row in report["attacks"]} == {31}
   assert others[0]["accuracy"] == others[1]["accuracy"] < 1.0
   assert [row["accuracy"] for row in measured(
-      plain, ["pgd10@6"], subset=31)["attacks"]] == [1.0, others[0]["accuracy"]]
+      plain, ["pgd4@6"], subset=31)["attacks"]] == [1.0, others[0]["accuracy"]]
 
 
-@pytest.mark.parametrize("library", [True, False])
-@pytest.mark.parametrize("model", ["plain", "masked"])
+@pytest.mark.parametrize("model, library", [
+    ("plain", True), ("masked", True),
+    pytest.param("plain", False, marks=pytest.mark.slow),
+    pytest.param("masked", False, marks=pytest.mark.slow)])
 def test_masked_gradients_are_noticed(
     model: str, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(robustness.importlib.util, "find_spec",
@@ -71,7 +73,8 @@ def test_masked_gradients_are_noticed(
     assert not failed and report["sanity/passed"]
   else:
     assert not report["sanity/passed"]
-    assert failed == {"unbounded", "black_box"} if library else {"unbounded"}
+    assert failed == {"unbounded", "black_box"} if library else (
+        "unbounded" in failed)
     assert report["validation/robust_accuracy_pgd20-0@255"] == 1.0
 
 

@@ -130,7 +130,7 @@ def sweep(names: Sequence[str], radius: float, radii: Sequence[float] = (),
   """
   found = {}
   for name in names:
-    attack = parse(name, radii[0] if radii else radius)
+    attack = parse(name, 0.0 if radii else radius)
     if radii and "@" in name:
       raise config.InputError(
           f"--radii: {name!r} has a radius of its own; leave one of them out")

@@ -123,7 +123,8 @@ class RobustEvaluator(clean.Evaluator):
     self._pixel_range = pixel_range
 
   def inputs(self, image: tf.Tensor, label: tf.Tensor, weight: tf.Tensor,
-             position: tf.Tensor, restart: tf.Tensor | int = 0) -> tf.Tensor:
+             position: tf.Tensor, restart: tf.Tensor | None = None
+             ) -> tf.Tensor:
     """The attacked images; arguments as in `Evaluator.inputs`.
 
     Args:
@@ -131,13 +132,14 @@ class RobustEvaluator(clean.Evaluator):
       label: [b] or [b, classes].
       weight: float32 [b].
       position: int32 [b].
-      restart: int32, which of the random starts.
+      restart: int32 above 0, another random start; None is the first.
     """
     def key(index: tf.Tensor) -> randomness.Key:
       # Training's keys have one fold more and never meet these.
       first = randomness.make_key(self._seed, randomness.ATTACK_NOISE, index)
-      return tf.where(tf.equal(restart, 0), first, randomness.fold(
-          first, restart, _RESTART))
+      if restart is None:
+        return first
+      return randomness.fold(first, restart, _RESTART)
 
     keys = tf.map_fn(key, position,
                      fn_output_signature=tf.TensorSpec([2], tf.int32))
@@ -153,16 +155,14 @@ class RobustEvaluator(clean.Evaluator):
     No more are made once no example of the batch is right; the loss is the
     largest of those that were.
     """
+    rank, loss = super().per_example(image, label, weight, position)
     if self._attack.restarts == 1:
-      return super().per_example(image, label, weight, position)
-
-    def attacked(restart: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-      return self.measured(label, self.inputs(
-          image, label, weight, position, restart))
+      return rank, loss
 
     def again(restart: tf.Tensor, rank: tf.Tensor, loss: tf.Tensor
               ) -> tuple[tf.Tensor, ...]:
-      other_rank, other_loss = attacked(restart)
+      other_rank, other_loss = self.measured(label, self.inputs(
+          image, label, weight, position, restart))
       return (restart + 1, tf.maximum(rank, other_rank),
               tf.maximum(loss, other_loss))
 
@@ -172,7 +172,6 @@ class RobustEvaluator(clean.Evaluator):
       return (restart < self._attack.restarts) & tf.reduce_any(
           (rank < 1) & (weight > 0))
 
-    rank, loss = attacked(tf.constant(0))
     return tf.while_loop(
         goes_on, again, (tf.constant(1), rank, loss),
         maximum_iterations=self._attack.restarts)[1:]
