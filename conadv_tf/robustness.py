@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import importlib.util
 import sys
 import time
 from typing import Any
@@ -66,7 +65,7 @@ def plan(experiment: Experiment, names: Sequence[str], *, branch: str,
       raise config_lib.InputError(
           f"--sanity: a radius of {at:g} cannot be doubted; name an attack "
           "with a larger one, such as --attacks=pgd20@8")
-    battery = sanity.battery(at, importlib.util.find_spec("art") is not None)
+    battery = sanity.battery(at, library_attacks.is_installed())
     known = set(attacks.values())
     for name in battery:
       attack = attack_names.parse(name, at)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from conadv_tf import config, experiment, robustness
+from conadv_tf.evaluation import library_attacks
 from tests import linear_models as linear
 
 
@@ -58,8 +59,7 @@ def test_a_subset_is_the_same_for_all(plain: experiment.Experiment) -> None:
     pytest.param("masked", False, marks=pytest.mark.slow)])
 def test_masked_gradients_are_noticed(
     model: str, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.setattr(robustness.importlib.util, "find_spec",
-                      lambda name: library or None)
+  monkeypatch.setattr(library_attacks, "is_installed", lambda: library)
   report = measured(linear.build(model), ["pgd10@12"], doubts=True)
   names = {check["name"] for check in report["sanity/checks"]}
   assert names == {"unbounded", "radius", "steps", "one_step", "black_box"}

@@ -34,6 +34,18 @@ def parts(attack: attack_names.Attack) -> list[attack_names.Attack]:
           for name in ("apgd", "apgd-dlr", "square")]
 
 
+def is_installed() -> bool:
+  """Whether the library can be imported; another `art` exists, too."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # it misses PyTorch
+      import art.attacks.evasion
+      import art.estimators.classification  # noqa: F401
+  except ImportError:
+    return False
+  return True
+
+
 def check(attack: attack_names.Attack, image_shape: Sequence[int],
           num_classes: int) -> None:
   """Raises InputError for what cannot be made here.
@@ -44,15 +56,10 @@ def check(attack: attack_names.Attack, image_shape: Sequence[int],
     num_classes: of the network.
   """
   name = attack.name
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # it misses PyTorch
-      import art.attacks.evasion
-      import art.estimators.classification  # noqa: F401
-  except ImportError as error:
+  if not is_installed():
     raise config.InputError(
         f"--attacks: {name} needs adversarial-robustness-toolbox; pip install "
-        "-c constraints.txt -r requirements-extra.txt") from error
+        "-c constraints.txt -r requirements-extra.txt")
   for part in parts(attack):
     if part.family == "apgd-dlr" and num_classes < 3:
       raise config.InputError(
