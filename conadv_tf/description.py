@@ -213,10 +213,6 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
     further = (len(method.branches) - 1) * figures.branch_tensors
     lines.append(_ratio_line(config.optimizer, figures.excluded + further,
                              figures.tensors + further))
-    lines.append(
-        f"lars: {figures.excluded + further} of {figures.tensors + further} "
-        "tensors (rank <= 1: batch normalisation and biases) take no scaling "
-        "and no decay")
   if config.compression.bits != 32:
     added = len(method.branches) - 1
     # Of a branch's numbers half are trained, half moving statistics.

@@ -3,13 +3,12 @@
 --curvature adds the top eigenvalue of the Hessian (docs/curvature.md),
 --certify --sigma=0.25 certified accuracy by smoothing (docs/smoothing.md).
 Attacks, sweeps and --sanity: docs/robustness.md.
---curvature adds the top eigenvalue of the Hessian (docs/curvature.md).
 """
 
 import dataclasses
 import json
-import os
 import logging
+import os
 import sys
 from typing import Any
 
@@ -103,9 +102,6 @@ def main() -> None:
     if limit is None:
       limit = experiment.splits.train.num_examples
     report = {"step": checkpoint.step, "branch": _BRANCH.value}
-    report.update({f"validation/{k}": v for k, v in figures.items()})
-    if smoothing:
-      report.update(_certify(experiment, smoothing, settings, known))
     for branch in plan.branches:
       prefix = robustness.prefix(plan, branch)
       figures = experiment.evaluate((), branch, limit)
@@ -115,6 +111,8 @@ def main() -> None:
       logging.getLogger("tensorflow").setLevel(logging.ERROR)
       report.update(robustness.measure(experiment, plan))
       print(robustness.table(report), file=sys.stderr)
+    if smoothing:
+      report.update(_certify(experiment, smoothing, settings, known))
     failure = None
     if _CURVATURE.value:
       try:

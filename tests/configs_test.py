@@ -81,9 +81,8 @@ def _two_updates() -> list[object]:
   for path in ordered:
     name = _load(path).model.name
     is_large = name in _LARGE_MODELS
-    again = (is_large or path in _OVERLAYS
-             or path.startswith(_RECIPES_OF))
-    again = is_large or path.startswith((_RECIPES_OF, 'configs/dat/'))
+    again = is_large or path in _OVERLAYS or path.startswith(
+        (_RECIPES_OF, _DAT))
     slow = (is_large or name in seen) and not path.startswith(
         f'{_RECIPES_OF}c1/')
     parameters.append(pytest.param(

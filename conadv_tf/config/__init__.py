@@ -5,10 +5,10 @@ neither types nor ranges; that part is here.
 """
 
 from conadv_tf.config.checks import check_batch, validate
-from conadv_tf.config.dat_rules import check_outputs
 from conadv_tf.config.compression_rules import (
     travels as gradients_travel_in_codes,
 )
+from conadv_tf.config.dat_rules import check_outputs
 from conadv_tf.config.growth_rules import changes as batch_changes
 from conadv_tf.config.growth_rules import measures as curvature_is_measured
 from conadv_tf.config.reader import load, load_resolved, save

@@ -13,23 +13,23 @@ from typing import Any, Literal, Union
 from official.modeling.hyperparams import base_config
 
 from conadv_tf.config import (
-    compression_rules,
-    dat_rules,
-    growth_rules,
-    trust_ratio_rules,
+  attack_rules,
+  compression_rules,
+  dat_rules,
+  growth_rules,
+  smoothing_rules,
+  trust_ratio_rules,
+  unlabelled_rules,
 )
-from conadv_tf.config import growth_rules, unlabelled_rules
-from conadv_tf.config import growth_rules, smoothing_rules
-from conadv_tf.config import attack_rules, growth_rules
 from conadv_tf.config.ranges import RANGES
 from conadv_tf.config.schema import (
-    ExperimentConfig,
-    flatten,
-    InputError,
-    RuntimeConfig,
-    ScheduleConfig,
-    show,
-    training_replicas,
+  ExperimentConfig,
+  flatten,
+  InputError,
+  RuntimeConfig,
+  ScheduleConfig,
+  show,
+  training_replicas,
 )
 from conadv_tf.config.uses import SCHEDULE_USES
 

@@ -6,22 +6,22 @@ from typing import Any
 from official.modeling.hyperparams import base_config
 
 from conadv_tf.config import (
-    checks,
-    compression_rules,
-    dat_rules,
-    growth_rules,
-    trust_ratio_rules,
+  checks,
+  compression_rules,
+  dat_rules,
+  growth_rules,
+  smoothing_rules,
+  trust_ratio_rules,
+  unlabelled_rules,
 )
-from conadv_tf.config import checks, growth_rules, unlabelled_rules
-from conadv_tf.config import checks, growth_rules, smoothing_rules
 from conadv_tf.config.schema import (
-    DerivedConfig,
-    ExperimentConfig,
-    flatten,
-    InputError,
-    ScheduleConfig,
-    show,
-    training_replicas,
+  DerivedConfig,
+  ExperimentConfig,
+  flatten,
+  InputError,
+  ScheduleConfig,
+  show,
+  training_replicas,
 )
 from conadv_tf.config.uses import GROWTH_USES, OPTIMIZER_USES, SCHEDULE_USES
 

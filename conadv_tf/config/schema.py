@@ -101,11 +101,10 @@ class MethodConfig(base_config.Config):
 
   Null `adversarial_weight` gives every stream the same weight. The keys with
   `gamma` are of `name: absa`: share of adversarial rows, what divides it when
-  the batch grows, and the epoch from which it is 0 (null: never). The last
-  four are of `name: dat`; `trades_start_std` is in 1/255.
-  the batch grows, and the epoch from which it is 0 (null: never). `sigma` (a
-  share of the pixel range, not in 1/255) and `noise_copies` are the noise of
-  `name: smooth_at`.
+  the batch grows, and the epoch from which it is 0 (null: never). The four
+  from `clean_weight` on are of `name: dat`; `trades_start_std` is in 1/255.
+  `sigma` (a share of the pixel range, not in 1/255) and `noise_copies` are the
+  noise of `name: smooth_at`.
   """
   name: str = 'conadv'
   lag: int = 1

@@ -8,6 +8,5 @@ from conadv_tf.methods.recycled import Recycled
 from conadv_tf.methods.smooth_at import SmoothAt
 from conadv_tf.methods.vanilla import Vanilla
 
-__all__ = ["Absa", "ConAdv", "Dat", "DisAdv", "Recycled", "Vanilla"]
-__all__ = ["Absa", "ConAdv", "DisAdv", "Recycled", "SmoothAt",
+__all__ = ["Absa", "ConAdv", "Dat", "DisAdv", "Recycled", "SmoothAt",
            "Vanilla"]
