@@ -17,6 +17,9 @@ from absl import flags
 from conadv_tf import command_line
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
+_DATA_PATH = flags.DEFINE_string(
+    "data_path", None, "Data whose validation split is evaluated in place of "
+    "the run's data.path; of the same kind.")
 _ATTACKS = flags.DEFINE_list(
     "attacks", [], "Attacks for robust accuracy: fgsm, "
     "pgd<steps>[-<restarts>], noise<draws>, apgd, apgd-dlr, square, "
@@ -81,7 +84,7 @@ def main() -> None:
   """Loads the newest checkpoint and evaluates every validation example."""
   # Imported late: --help must not wait for TensorFlow.
   with command_line.one_line_errors():
-    from conadv_tf import config, robustness, runs
+    from conadv_tf import config, robustness, saved_runs
     from conadv_tf.analysis import curvature
     if not _MODEL_DIR.value:
       raise config.InputError("--model_dir is missing; name a run's directory")
@@ -89,7 +92,8 @@ def main() -> None:
       command_line.check_output(_OUTPUT.value)
     _check_curvature()
     smoothing = _smoothing()
-    experiment, checkpoint = runs.restore(_MODEL_DIR.value)
+    experiment, checkpoint = saved_runs.restore(
+        _MODEL_DIR.value, _DATA_PATH.value)
     plan = robustness.plan(
         experiment, _ATTACKS.value, branch=_BRANCH.value,
         radii=_numbers(_RADII, float), steps=_numbers(_STEPS, int),

@@ -17,14 +17,14 @@ def main() -> None:
   """Merges the newest checkpoint into a plain model and writes it."""
   # Imported late: --help must not wait for TensorFlow.
   with command_line.one_line_errors():
-    from conadv_tf import config, runs
+    from conadv_tf import config, saved_runs
     for name, value in (("model_dir", _MODEL_DIR.value),
                         ("output_dir", _OUTPUT_DIR.value)):
       if not value:
         raise config.InputError(f"--{name} is missing")
-    experiment, checkpoint = runs.restore(_MODEL_DIR.value)
-    runs.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
-                _BRANCH.value)
+    experiment, checkpoint = saved_runs.restore(_MODEL_DIR.value)
+    saved_runs.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
+                      _BRANCH.value)
     print(f"exported update {checkpoint.step} to {_OUTPUT_DIR.value}")
 
 

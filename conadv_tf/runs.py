@@ -1,4 +1,4 @@
-"""Runs: train in a directory, resume there, restore from it, export."""
+"""Runs: train in a directory, and resume there."""
 
 import dataclasses
 import logging
@@ -11,8 +11,6 @@ from conadv_tf import components, description
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf.distribute import agreement, cluster, strategies, watchdog
-from conadv_tf.evaluation import serving
-from conadv_tf.layers import routing
 from conadv_tf.training import (
   averaging,
   callbacks,
@@ -32,39 +30,6 @@ _PICTURES = 8
 # The latest experiment: its iterators take long to end (see `loop.Loop.run`),
 # which a process that is about to exit need not wait for.
 _latest: list[experiments.Experiment] = []
-
-
-def restore(
-    model_dir: str
-) -> tuple[experiments.Experiment, checkpoint.Checkpoint]:
-  """Rebuilds a run's experiment with the weights that are its result.
-
-  They are those of its newest checkpoint, or of its best evaluation where it
-  has `evaluation.patience`, and averaged where the optimizer averages. What
-  was trained on a TPU or by several workers comes back on one device: figures
-  of evaluation do not depend on that.
-
-  Raises:
-    InputError: if `model_dir` holds no run or no intact checkpoint.
-  """
-  directory = run_directory.RunDirectory(model_dir)
-  config = directory.saved_config()
-  if config is None:
-    raise config_lib.InputError(
-        f"model_dir {model_dir} holds no run (no params.yaml); train first")
-  result = stopping.result_checkpoint(directory, config.evaluation)
-  if result is None:
-    raise config_lib.InputError(
-        f"model_dir {model_dir} holds no checkpoint yet; train first")
-  runtime = config.runtime
-  if runtime.strategy in ("multi_worker_mirrored", "tpu"):
-    runtime.micro_batches *= config_lib.training_replicas(runtime)
-    runtime.strategy, runtime.num_replicas = "one_device", 1
-    runtime.placement = "together"
-    config.bn.group_size = 1  # of training, and no figure depends on it
-  experiment = experiments.build(config)
-  checkpoint.restore(experiment.trainer, result.state, weights_only=True)
-  return experiment, result
 
 
 def run(config: config_lib.ExperimentConfig, model_dir: str, *,
@@ -370,30 +335,3 @@ def _finish(experiment: experiments.Experiment,
     log.stop_run(step, results["validation/accuracy"])
   directory.write_results(results)
   return results
-
-
-def export(experiment: experiments.Experiment, step: int, output_dir: str,
-           branch: str = routing.CLEAN) -> None:
-  """Writes a SavedModel of one branch with its model card.
-
-  Args:
-    experiment: restored.
-    step: updates behind its weights.
-    output_dir: new, or an earlier export.
-    branch: that is merged.
-
-  Raises:
-    InputError: if there is no such branch or the directory is foreign.
-  """
-  figures = experiment.evaluate(branch=branch)
-  config = experiment.config.as_dict()
-  train = experiment.splits.train
-  try:
-    model = experiment.trainer.merge(branch)
-  except ValueError as error:
-    raise config_lib.InputError(error) from error
-  serving.export(
-      model, output_dir, class_names=train.class_names,
-      image_shape=train.image_shape, outputs=experiment.outputs,
-      card={"step": step, "branch": branch, "config": config,
-            "metrics": {f"validation/{k}": v for k, v in figures.items()}})

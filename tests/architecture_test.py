@@ -23,7 +23,7 @@ LEVELS = (
     ("components",),
     ("command_line", "experiment"),
     ("description",),
-    ("runs", "robustness"),
+    ("runs", "saved_runs", "robustness"),
     ("__init__", "train", "evaluate", "export"),
 )
 LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["conadv_tf.runs"])
+_server.set_forkserver_preload(["conadv_tf.runs", "conadv_tf.saved_runs"])
 
 
 @dataclasses.dataclass

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from conadv_tf import experiment, runs
+from conadv_tf import experiment, runs, saved_runs
 from conadv_tf.evaluation import certified, certified_file
 from tests import commands, tiny
 from tests import curved_models as curved
@@ -38,7 +38,7 @@ def test_curvature(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
   assert done.code == 0, done.err
   report = json.loads(output.read_text())
   assert json.loads(done.out) == report
-  built, _ = runs.restore(str(run))
+  built, _ = saved_runs.restore(str(run))
   expected = built.curvature(examples=16, last_layers=2, iterations=60,
                              tolerance=1e-3, eigenvalues=3)
   found = {key.partition('/')[2]: value for key, value in report.items()
@@ -71,7 +71,7 @@ def test_certificates(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
   assert settings == {
       'step': 6, 'branch': 'clean', 'seed': 0, 'sigma': 0.1, 'n0': 20,
       'n': 200, 'alpha': 0.001, 'skip': 2, 'batch_size': 100}
-  built, _ = runs.restore(str(run))
+  built, _ = saved_runs.restore(str(run))
   smoothing = certified.Smoothing(0.1, 20, 200, 0.001, 2, 100)
   assert list(built.certificates(smoothing, 'clean')) == found
   assert list(built.certificates(smoothing, 'clean', after=2)) == found[2:]

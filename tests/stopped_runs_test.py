@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conadv_tf import config, experiment, runs
+from conadv_tf import config, experiment, runs, saved_runs
 from tests import commands, killing, tiny
 
 # One update an epoch, 6 in all; nothing but what stopping needs is saved.
@@ -149,14 +149,14 @@ def test_patience_keeps_the_best(
       4, 'patience', 2)
   assert _saved(tmp_path) == [2, 4]
   _assert_equal(_state(whole, 2), _state(tmp_path, 2))
-  restored, checkpoint = runs.restore(str(tmp_path))
+  restored, checkpoint = saved_runs.restore(str(tmp_path))
   assert checkpoint.step == int(restored.trainer.step_counter) == 2
   # More patience goes on from the last update, not from the best.
   results = _run(tmp_path, 'evaluation.patience=3')
   assert (results['step'], results['best_step']) == (6, 5)
   assert 'stopped' not in results
   _assert_equal(_state(whole, 6), _state(tmp_path, 6))
-  assert runs.restore(str(tmp_path))[1].step == 5
+  assert saved_runs.restore(str(tmp_path))[1].step == 5
 
 
 def test_patience_keeps_the_best_of_robust_accuracy(
@@ -180,7 +180,7 @@ def test_patience_keeps_the_best_of_robust_accuracy(
       4, 'patience', 2)
   assert results['validation/robust_accuracy_pgd2'] == 0.25
   assert _saved(tmp_path) == [2, 4]
-  assert runs.restore(str(tmp_path))[1].step == 2
+  assert saved_runs.restore(str(tmp_path))[1].step == 2
 
 
 @pytest.mark.slow

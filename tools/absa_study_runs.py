@@ -118,10 +118,10 @@ def figures_of(run: Run, data: str) -> dict[str, Any]:
 
 def _test(run: Run, data: str) -> dict[str, float]:
   """Loss and accuracy on the 10,000 test images."""
-  from conadv_tf import runs  # TensorFlow only where it is needed
+  from conadv_tf import saved_runs  # TensorFlow only where it is needed
   with np.load(data) as arrays:
     images, labels = arrays["x_test"], arrays["y_test"]
-  experiment, _ = runs.restore(str(run.path))
+  experiment, _ = saved_runs.restore(str(run.path))
   figures_ = experiment.trainer.evaluate(
       images, labels, batch_size=1000, verbose=0, return_dict=True)
   return {f"test/{key}": value for key, value in figures_.items()}

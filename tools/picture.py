@@ -22,9 +22,9 @@ def main(argv: list[str]) -> None:
     from matplotlib import pyplot
     import numpy as np
 
-    from conadv_tf import runs
+    from conadv_tf import saved_runs
     from conadv_tf.training import perturbation, run_directory
-    experiment, checkpoint = runs.restore(_MODEL_DIR.value)
+    experiment, checkpoint = saved_runs.restore(_MODEL_DIR.value)
     images, labels, _ = next(iter(experiment.evaluation_dataset("train")))
     clean = images[:_IMAGES].numpy().astype(np.float32)
     adversarial = perturbation.Perturb(experiment.trainer)(

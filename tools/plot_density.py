@@ -83,9 +83,9 @@ def _read(path: str) -> list[Any]:
 
 def _estimate(model_dir: str) -> list[Any]:
   """One spectrum for each start."""
-  from conadv_tf import runs
+  from conadv_tf import saved_runs
   from conadv_tf.analysis import curvature
-  experiment, _ = runs.restore(model_dir)
+  experiment, _ = saved_runs.restore(model_dir)
   matrix, product = experiment.curvature.hessian(
       _EXAMPLES.value, _LAST_LAYERS.value)
   return [curvature.lanczos(product, matrix.size, seed=seed,

@@ -27,7 +27,7 @@ def main() -> None:
   """Restores, labels, writes, and says how many."""
   with command_line.one_line_errors():
     # Imported late: --help must not wait for TensorFlow.
-    from conadv_tf import runs
+    from conadv_tf import saved_runs
     from conadv_tf.config import InputError
     from tools import pseudo_labels
     for name in ("model_dir", "data", "output"):
@@ -37,7 +37,7 @@ def main() -> None:
     if os.path.realpath(data) == os.path.realpath(output):
       raise InputError(f"--output={output} is --data; name another file")
     command_line.check_output(output)
-    experiment, _ = runs.restore(_MODEL_DIR.value)
+    experiment, _ = saved_runs.restore(_MODEL_DIR.value)
     kept, found = pseudo_labels.label(
         experiment, data, output, _MIN_CONFIDENCE.value)
     print(f"{output}: {kept:,} of {found:,} images with pseudo-labels")

@@ -15,6 +15,7 @@ from conadv_tf.config import (
   unlabelled_rules,
 )
 from conadv_tf.config.schema import (
+    DataConfig,
   DerivedConfig,
   ExperimentConfig,
   flatten,
@@ -145,20 +146,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
       method.lag == 0 or method.pairing == 'next_batch'):
     ignored |= {'method.execution'}
   ignored |= compression_rules.ignored(config)
-  if config.data.name != 'tfds':
-    ignored |= {'data.builder', 'data.train_split'}
-  if config.data.name in ('digits', 'synthetic'):
-    ignored |= {'data.path'}
-  if config.data.name != 'tfrecord':
-    ignored |= {'data.label_offset'}
-  if config.data.name in ('digits', 'npz', 'synthetic'):
-    ignored |= {'data.train_examples', 'data.validation_examples'}
-  if config.data.name not in ('tfrecord', 'tfds') or config.data.cache:
-    ignored |= {'data.shuffle_buffer', 'data.input_shards'}
-  if config.data.name in ('digits', 'npz', 'synthetic'):
-    ignored |= {'data.deterministic', 'data.preprocessing',
-                'data.max_bad_examples'}
-  ignored |= unlabelled_rules.unused(config)
+  ignored |= _unused_of_data(config.data) | unlabelled_rules.unused(config)
   if config.runtime.strategy != 'multi_worker_mirrored':
     ignored |= {'runtime.communication'}
   if config.runtime.placement == 'together':
@@ -168,6 +156,25 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   if not config.mlperf.log:
     ignored |= {key for key in default if key.startswith('mlperf.')}
   return [key for key in changed if key in ignored]
+
+
+def _unused_of_data(data: DataConfig) -> set[str]:
+  """Keys that this kind of data does not look at."""
+  ignored = set()
+  if data.name != 'tfds':
+    ignored |= {'data.builder', 'data.train_split'}
+  if data.name in ('digits', 'synthetic'):
+    ignored |= {'data.path'}
+  if data.name != 'tfrecord':
+    ignored |= {'data.label_offset'}
+  if data.name in ('digits', 'npz', 'synthetic'):
+    ignored |= {'data.train_examples', 'data.validation_examples'}
+  if data.name not in ('tfrecord', 'tfds') or data.cache:
+    ignored |= {'data.shuffle_buffer', 'data.input_shards'}
+  if data.name in ('digits', 'npz', 'synthetic'):
+    ignored |= {'data.deterministic', 'data.preprocessing',
+                'data.max_bad_examples'}
+  return ignored
 
 
 def _method_keys(keys: Iterable[str]) -> set[str]:

@@ -160,7 +160,7 @@ def test_differences() -> None:
      ['method.lag', 'method.gamma', 'attack.branch']),
     ('method.sigma=0', ['method.sigma']),
     ('method.name=vanilla,method.noise_copies=1', ['method.noise_copies']),
-    ('method.name=absa,method.sigma=0', ['method.sigma']),
+    ('method.name=absa,method.lag=0,method.sigma=0', ['method.sigma']),
     ('method.lag=0,method.execution=sequential', ['method.execution']),
     ('method.lag=1,method.execution=sequential', []),
     ('optimizer.name=sgd,optimizer.eeta=0.1,optimizer.momentum=0.8',

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import config, description, experiment, runs
+from conadv_tf import config, description, experiment, runs, saved_runs
 from conadv_tf.training import run_directory
 from tests import commands, tiny
 from tools import pseudo_labels
@@ -45,7 +45,7 @@ def labelled(teacher: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 def test_labels_are_the_clean_predictions(
     teacher: pathlib.Path, labelled: pathlib.Path,
     tmp_path: pathlib.Path) -> None:
-  restored, _ = runs.restore(str(teacher))
+  restored, _ = saved_runs.restore(str(teacher))
   outputs = tf.nn.softmax(restored.trainer.merge()(_images())).numpy()
   with np.load(labelled) as file:
     assert sorted(file.files) == ['confidence', 'x_train', 'y_train']
@@ -87,7 +87,7 @@ def test_a_run_on_pseudo_labels_resumes_bit_for_bit(
   runs.run(settings, str(resumed), quiet=True)
   ends = []
   for path in (whole, resumed):
-    restored, saved = runs.restore(str(path))
+    restored, saved = saved_runs.restore(str(path))
     assert saved.step == 6
     ends.append([v.numpy() for v in restored.trainer.network.variables])
   for one, other in zip(*ends, strict=True):
@@ -96,7 +96,7 @@ def test_a_run_on_pseudo_labels_resumes_bit_for_bit(
   plain = tmp_path / 'plain'
   runs.run(tiny.load(_PLAIN, 'runtime.micro_batches=2'), str(plain),
            quiet=True)
-  trained = runs.restore(str(plain))[0].trainer.network.variables
+  trained = saved_runs.restore(str(plain))[0].trainer.network.variables
   assert not np.array_equal(trained[0].numpy(), ends[0][0])
   # Epochs count rows of both kinds: the same updates.
   results = [json.loads((path / 'results.json').read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import experiment, methods, runs
+from conadv_tf import experiment, methods, runs, saved_runs
 from conadv_tf.layers import network as networks
 from conadv_tf.training import averaging, checkpoint, trainer
 from tests import tiny
@@ -135,7 +135,7 @@ def _figures(path: pathlib.Path) -> dict[str, float]:
 
 
 def test_figures_are_of_the_averages(finished: pathlib.Path) -> None:
-  restored, _ = runs.restore(str(finished))
+  restored, _ = saved_runs.restore(str(finished))
   evaluated = restored.evaluate()
   assert {f'validation/{k}': v for k, v in evaluated.items()} == (
       _figures(finished))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import config, experiment, runs
+from conadv_tf import config, experiment, runs, saved_runs
 from conadv_tf.layers import network as networks
 from conadv_tf.training import averaging, checkpoint, warm_start
 from tests import tiny
@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def restored(source: pathlib.Path) -> experiment.Experiment:
-  return runs.restore(str(source))[0]
+  return saved_runs.restore(str(source))[0]
 
 
 def _build(*overrides: str) -> experiment.Experiment:
@@ -93,7 +93,8 @@ def test_a_branch_that_the_run_lacks_starts_from_the_clean_one(
   runs.run(tiny.load(vanilla), str(tmp_path), quiet=True)
   mine = _build().trainer
   warm_start.load(mine, str(tmp_path))
-  trained = _branch(runs.restore(str(tmp_path))[0].trainer.network, 'clean')
+  restored = saved_runs.restore(str(tmp_path))[0]
+  trained = _branch(restored.trainer.network, 'clean')
   for branch in ('clean', 'adversarial'):
     _assert_equal(_branch(mine.network, branch), trained)
 
@@ -106,7 +107,7 @@ def test_plain_models(tmp_path: pathlib.Path,
                       restored: experiment.Experiment, kind: str) -> None:
   path = tmp_path / kind
   if kind == 'export':
-    runs.export(restored, 6, str(path))
+    saved_runs.export(restored, 6, str(path))
   elif kind == 'file.weights.h5':
     restored.trainer.save_weights(str(path))
   else:
@@ -142,7 +143,7 @@ def test_a_run_of_another_shape(source: pathlib.Path) -> None:
 
 def _model_values(path: str) -> list[np.ndarray]:
   return [v.numpy() for v in
-          runs.restore(path)[0].trainer.network.model.variables]
+          saved_runs.restore(path)[0].trainer.network.model.variables]
 
 
 @pytest.mark.parametrize('kind', ['run', 'file.keras', 'export'])
@@ -151,7 +152,7 @@ def test_a_replaced_head_keeps_its_own_start(
     restored: experiment.Experiment, kind: str) -> None:
   path = source if kind == 'run' else tmp_path / kind
   if kind == 'export':
-    runs.export(restored, 6, str(path))
+    saved_runs.export(restored, 6, str(path))
   elif kind == 'file.keras':
     restored.trainer.save(str(path))
   for classes in (4, 3):  # its shape does not matter
@@ -217,8 +218,8 @@ def test_only_the_beginning_is_warm(
       'method.name=vanilla')
   runs.run(settings, str(tmp_path / 'run'), quiet=True)
   # Learning rate 0: the weights are still those of the source.
-  restored = runs.restore(str(tmp_path / 'run'))[0].trainer.network
-  origin = runs.restore(str(source))[0].trainer.network
+  restored = saved_runs.restore(str(tmp_path / 'run'))[0].trainer.network
+  origin = saved_runs.restore(str(source))[0].trainer.network
   _assert_equal(
       [v.numpy() for v in restored.model.trainable_variables],
       [v.numpy() for v in origin.model.trainable_variables])
