@@ -37,8 +37,11 @@ def _rate(resolved: config.ExperimentConfig, epoch: float) -> float:
 
 
 def test_every_recipe_is_compared() -> None:
-  assert sorted(p.relative_to(_FOLDER).with_suffix('').as_posix()
-                for p in _FOLDER.rglob('*.yaml')) == sorted(_RECIPES)
+  found = [p.relative_to(_FOLDER).with_suffix('').as_posix()
+           for folder in ('cifar10', 'imagenet')
+           for p in (_FOLDER / folder).glob('*.yaml')]
+  assert sorted(name for name in found if 'smooth_at' not in name
+                ) == sorted(_RECIPES)
 
 
 @pytest.mark.parametrize('name', _RECIPES)

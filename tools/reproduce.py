@@ -113,7 +113,8 @@ def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
   keys = {spec["x"] for spec in suite.figures if "." in spec["x"]}
   for run in runs:
     name = run.way.name
-    results.setdefault(name, {})[run.seed] = reproduce_runs.figures_of(run)
+    results.setdefault(name, {})[run.seed] = reproduce_runs.figures_of(
+        run, suite.evaluations)
     directory = run_directory.RunDirectory(str(run.path))
     histories.setdefault(name, []).extend(directory.metrics())
     config = directory.saved_config().as_dict()

@@ -233,37 +233,46 @@ class Runner:
                "TF_NUM_INTEROP_THREADS": threads}).returncode
 
   def evaluate(self, run: Run) -> None:
-    """The figures of the end, once, into test.json.
+    """The figures of the end, once, a JSON file for each evaluation.
 
     Raises:
       InputError: if that fails.
     """
-    target = run.path / "test.json"
-    if run.diverged or target.exists():
-      return
-    command = [sys.executable, "-m", "conadv_tf.evaluate",
-               f"--model_dir={run.path}", f"--output={target}",
-               *run.way.evaluate]
-    if self._suite.attacks:
-      command.append(f"--attacks={','.join(self._suite.attacks)}")
-    if self._suite.data:
-      command.append(f"--data_path={self._folder / 'final.npz'}")
-    code = self.call(command, pathlib.Path(f"{run.path}.log"))
-    if code:
-      raise InputError(f"the evaluation of {run.path} ended with code {code}, "
-                       f"see {run.path}.log")
+    for evaluation in self._suite.evaluations:
+      target = run.path / f"{evaluation.name}.json"
+      if (run.diverged or target.exists()
+          or not evaluation.is_of(run.way.name, run.seed)):
+        continue
+      command = [sys.executable, "-m", "conadv_tf.evaluate",
+                 f"--model_dir={run.path}", f"--output={target}",
+                 *evaluation.flags]
+      if self._suite.data:
+        command.append(f"--data_path={self._folder / 'final.npz'}")
+      code = self.call(command, pathlib.Path(f"{run.path}.log"))
+      if code:
+        raise InputError(f"the evaluation {evaluation.name} of {run.path} "
+                         f"ended with code {code}, see {run.path}.log")
 
 
-def figures_of(run: Run) -> dict[str, Any] | None:
-  """All that a run left: results.json, and test.json as `test/...`.
+def figures_of(run: Run, evaluations: Sequence[suites.Evaluation]
+               ) -> dict[str, Any] | None:
+  """All that a run left: results.json, and every evaluation.
 
   Returns:
-    None for a run that diverged.
+    None for a run that diverged. The keys of an evaluation have its name in
+    place of `validation`, or in front; certified accuracies become one key for
+    each radius, `NAME/certified_accuracy@0.25`.
   """
   if run.diverged:
     return None
   found = json.loads((run.path / "results.json").read_text())
-  test = json.loads((run.path / "test.json").read_text())
-  for key, value in test.items():
-    found[key.replace("validation/", "test/", 1)] = value
+  for evaluation in evaluations:
+    if not evaluation.is_of(run.way.name, run.seed):
+      continue
+    figures = json.loads((run.path / f"{evaluation.name}.json").read_text())
+    for key, value in figures.items():
+      found[f"{evaluation.name}/{key.removeprefix('validation/')}"] = value
+    certified = figures.get("certified/certified_accuracy", ())
+    for radius, value in zip(figures.get("certified/radii", ()), certified):
+      found[f"{evaluation.name}/certified_accuracy@{radius:g}"] = value
   return found

@@ -51,6 +51,28 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Figures of finished runs, on the test split where the suite has data.
+
+  Attributes:
+    name: of the file beside a run, and in front of its figures' keys.
+    flags: of conadv-evaluate.
+    ways: of which runs; None means all.
+    seeds: of which runs; None means all.
+  """
+
+  name: str
+  flags: tuple[str, ...] = ()
+  ways: tuple[str, ...] | None = None
+  seeds: tuple[int, ...] | None = None
+
+  def is_of(self, way: str, seed: int) -> bool:
+    """Whether it is made of this run."""
+    return ((self.ways is None or way in self.ways)
+            and (self.seeds is None or seed in self.seeds))
+
+
+@dataclasses.dataclass(frozen=True)
 class Way:
   """One way of training.
 
@@ -59,7 +81,6 @@ class Way:
     overrides: of the suite's configuration.
     tuning: None where nothing is tuned.
     like: another way, whose tuned values it takes; None: its own.
-    evaluate: further flags of conadv-evaluate.
     paper: column of a table -> what the paper prints.
   """
 
@@ -67,7 +88,6 @@ class Way:
   overrides: tuple[str, ...] = ()
   tuning: Tuning | None = None
   like: str | None = None
-  evaluate: tuple[str, ...] = ()
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -83,7 +103,7 @@ class Suite:
     data: None where the configuration names its own.
     seeds: of every way.
     overrides: of every way.
-    attacks: of the evaluation at the end, see conadv-evaluate.
+    evaluations: at the end of every run.
     ways: by name, in order.
     tables: see `reproduce_report`.
     figures: see `reproduce_report`.
@@ -96,15 +116,15 @@ class Suite:
   data: Data | None
   seeds: tuple[int, ...]
   overrides: tuple[str, ...]
-  attacks: tuple[str, ...]
+  evaluations: tuple[Evaluation, ...]
   ways: Mapping[str, Way]
   tables: list[dict[str, Any]]
   figures: list[dict[str, Any]]
 
 
 _KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
-         "attacks", "tune", "budgets", "ways", "tables", "figures"}
-_WAY_KEYS = {"set", "tune", "like", "evaluate", "paper"}
+         "evaluate", "tune", "budgets", "ways", "tables", "figures"}
+_WAY_KEYS = {"set", "tune", "like", "paper"}
 
 
 def names() -> list[str]:
@@ -148,7 +168,9 @@ def load(name: str, budget: str | None = None) -> Suite:
       Data(**tree["data"]) if "data" in tree else None,
       tuple(tree["seeds"]),
       (*tree.get("set", ()), *budgets.get(budget, ())),
-      tuple(tree.get("attacks", ())), ways, tree.get("tables", []),
+      tuple(_evaluation(f"{path}, evaluate {key}", key, value, ways)
+            for key, value in tree.get("evaluate", {"test": []}).items()),
+      ways, tree.get("tables", []),
       tree.get("figures", []))
 
 
@@ -164,7 +186,21 @@ def _way(where: str, name: str, tree: Any, tuning: Tuning | None,
   elif not own or like:
     tuning = None
   return Way(name, tuple(_overrides(where, tree.get("set", ()), sets)), tuning,
-             like, tuple(tree.get("evaluate", ())), tree.get("paper", {}))
+             like, tree.get("paper", {}))
+
+
+def _evaluation(where: str, name: str, tree: Any,
+                ways: Mapping[str, Way]) -> Evaluation:
+  """From a list of flags, or a mapping with `flags`, `ways`, `seeds`."""
+  if isinstance(tree, list):
+    tree = {"flags": tree}
+  _check_keys(where, tree, {"flags", "ways", "seeds"}, {"flags"})
+  for way in tree.get("ways", ()):
+    if way not in ways:
+      raise InputError(f"{where}: {way} is no way")
+  return Evaluation(name, *(
+      tuple(tree[key]) if key in tree else None
+      for key in ("flags", "ways", "seeds")))
 
 
 def _overrides(where: str, items: Iterable[str],
