@@ -18,13 +18,14 @@ CANDIDATES := $(or $(PYTHON),python3.11 python3.10 python3)
 USABLE := import ensurepip, ssl, sys, venv; \
   sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))
 
-.PHONY: help demo imagenette test test-all lint clean
+.PHONY: help demo imagenette test test-all test-ci lint clean
 
 help:
 	@echo "make demo      train ConAdv on digits, evaluate, export ($(DEMO))"
 	@echo "make imagenette DATA=folder   ResNet-18 on photographs, 2 epochs"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  all tests"
+	@echo "make test-ci   those of .ci/run, without the longest"
 	@echo "make lint      ruff, and the BUILD files against the imports"
 	@echo "make clean     remove .venv, caches and $(DEMO)"
 
@@ -78,6 +79,9 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile
+
+test-ci: $(INSTALLED)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -13,21 +13,29 @@ from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
 # `make test-all` does not leave any out.
-_SLOW = ('disadv', 'conadv sequential', 'conadv lag 3', 'conadv 3 streams',
-         'conadv next batch', 'conadv every 3', 'dat', 'dat paper',
-         'dat trades', 'recycled lag 0', 'recycled shared', 'smooth at')
+_SLOW = ('disadv', 'conadv sequential', 'conadv lag 2', 'dat', 'recycled lag 0',
+         'smooth at')
+_LONG = ('conadv lag 3', 'conadv 3 streams', 'conadv next batch',
+         'conadv every 3', 'dat paper', 'dat trades', 'recycled shared')
+
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+  if name in _LONG:
+    return [pytest.mark.slow, pytest.mark.long]
+  return [pytest.mark.slow] if name in _SLOW else []
 
 
 def _most(*left_out: str) -> Any:
   return pytest.mark.parametrize('name', [
-      pytest.param(name, marks=[pytest.mark.slow] if name in _SLOW else [])
+      pytest.param(name, marks=_marks(name))
       for name in sorted(running.METHODS) if name not in left_out])
 
 
 _MOST = _most()
 _FEW = pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[pytest.mark.slow] if name not in (
-        'vanilla', 'conadv') else []) for name in sorted(running.METHODS)])
+    pytest.param(name, marks=_marks(name) or (
+        [] if name in ('vanilla', 'conadv') else [pytest.mark.slow]))
+    for name in sorted(running.METHODS)])
 
 
 @functools.cache
