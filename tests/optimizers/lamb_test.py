@@ -291,12 +291,12 @@ def test_sparse_gradient_equals_its_dense_form() -> None:
 
 @pytest.mark.parametrize('scope', [
     pytest.param('tensor', marks=pytest.mark.slow), 'layer'])
-def test_two_devices_equal_one(scope: str) -> None:
+def test_two_devices_equal_one(
+    scope: str, mirrored: tf.distribute.Strategy) -> None:
   gradients = _gradients(3)
   settings = {**_SETTINGS, 'scope': scope}
   expected = _run(lamb.Lamb(_RATE, **settings), gradients)
-  strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
-  with strategy.scope():
+  with mirrored.scope():
     variables, optimizer = _variables(), lamb.Lamb(_RATE, **settings)
     optimizer.build(variables)
 
@@ -308,13 +308,13 @@ def test_two_devices_equal_one(scope: str) -> None:
     optimizer.apply_gradients(zip(shares, variables, strict=True))
     return optimizer.trust_ratios(values, variables)
 
-  run = tf.function(lambda values: strategy.run(apply, (values,)))
+  run = tf.function(lambda values: mirrored.run(apply, (values,)))
   for values in gradients:
     ratios = run([tf.constant(g) for g in values])
-  one, other = strategy.experimental_local_results(ratios)
+  one, other = mirrored.experimental_local_results(ratios)
   np.testing.assert_array_equal(one, other)
   for variable, value in zip(variables, expected, strict=True):
-    for replica in strategy.experimental_local_results(variable):
+    for replica in mirrored.experimental_local_results(variable):
       np.testing.assert_allclose(replica.numpy(), value, rtol=1e-6, atol=1e-6)
 
 
