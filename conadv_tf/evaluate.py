@@ -180,7 +180,12 @@ def _known_certificates(experiment: Any, checkpoint: Any, smoothing: Any
   """What all certificates depend on, and those of a run that was stopped."""
   from conadv_tf.evaluation import certified_file
   settings = {"step": checkpoint.step, "branch": _BRANCH.value,
-              "seed": experiment.config.seed, **dataclasses.asdict(smoothing)}
+              "seed": experiment.config.seed,
+              # Another run may have as many updates, other data as many images.
+              "weights": certified_file.digest(
+                  v.numpy() for v in experiment.trainer.network.variables),
+              "data": experiment.config.data.path,
+              **dataclasses.asdict(smoothing)}
   return settings, certified_file.known(_certificates_path(), settings)
 
 

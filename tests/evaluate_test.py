@@ -68,10 +68,13 @@ def test_certificates(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
   assert done.code == 0, done.err
   report = json.loads(output.read_text())
   settings, found = certified_file.read(str(images))
-  assert settings == {
-      'step': 6, 'branch': 'clean', 'seed': 0, 'sigma': 0.1, 'n0': 20,
-      'n': 200, 'alpha': 0.001, 'skip': 2, 'batch_size': 100}
   built, _ = saved_runs.restore(str(run))
+  weights = certified_file.digest(
+      v.numpy() for v in built.trainer.network.variables)
+  assert settings == {
+      'step': 6, 'branch': 'clean', 'seed': 0, 'weights': weights,
+      'data': None, 'sigma': 0.1, 'n0': 20, 'n': 200, 'alpha': 0.001,
+      'skip': 2, 'batch_size': 100}
   smoothing = certified.Smoothing(0.1, 20, 200, 0.001, 2, 100)
   assert list(built.certificates(smoothing, 'clean')) == found
   assert list(built.certificates(smoothing, 'clean', after=2)) == found[2:]
@@ -94,6 +97,12 @@ def test_certificates(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
   assert 'was made with n=200, not 300' in commands.run(
       _EVALUATE, f'--model_dir={run}', *_CERTIFY, '--certify_n=300',
       f'--output={output}', before=_never_evaluate).refusal()
+  # Nor are those of another run with as many updates taken for this one's.
+  other = tmp_path / 'other'
+  runs.run(tiny.load('schedule.peak_lr=0.5'), str(other), quiet=True)
+  assert f'was made with weights={weights}, not ' in commands.run(
+      _EVALUATE, f'--model_dir={other}', *_CERTIFY, f'--output={output}',
+      before=_never_evaluate).refusal()
 
   # The tool's table has the report's figures.
   done = commands.run('tools.plot_certified', f'--images={images}',

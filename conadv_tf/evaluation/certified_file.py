@@ -6,11 +6,14 @@ the column names. Radii are l2 on the pixel scale 0..1 (see `certified`).
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 import time
 from typing import Any
+
+import numpy as np
 
 from conadv_tf import config
 from conadv_tf.evaluation import certified
@@ -20,6 +23,14 @@ _COLUMNS = tuple(
 _SETTINGS = {
     field.name for field in dataclasses.fields(certified.Smoothing)}
 _SECONDS = 10.0  # between two lines of progress
+
+
+def digest(values: Iterable[np.ndarray]) -> str:
+  """A short name of these very values, to tell networks apart."""
+  found = hashlib.sha256()
+  for value in values:
+    found.update(np.ascontiguousarray(value).tobytes())
+  return found.hexdigest()[:16]
 
 
 def read(path: str) -> tuple[dict[str, Any], list[certified.Certificate]]:

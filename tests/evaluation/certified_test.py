@@ -194,6 +194,15 @@ def test_a_stopped_file_goes_on(tmp_path: pathlib.Path) -> None:
     certified_file.known(path, {**settings, 'n': 9})
 
 
+def test_a_digest_tells_values_apart() -> None:
+  one = certified_file.digest([np.zeros(3, np.float32), np.ones(2)])
+  assert one == certified_file.digest(iter([np.zeros(3, np.float32),
+                                            np.ones(2)]))
+  assert one != certified_file.digest([np.zeros(3, np.float32),
+                                       np.array([1, 1.0000001])])
+  assert len(one) == 16
+
+
 @pytest.mark.parametrize('text', ['', 'a\n', '# {}\nx\ty\n', '{\n\n\n',
     '# 5\nposition\tlabel\tprediction\tradius\tcount\n',
     '# {}\nposition\tlabel\tprediction\tradius\tcount\n'])
