@@ -23,7 +23,7 @@ from conadv_tf.data import (
 )
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import compression as compressions
-from conadv_tf.evaluation import robust
+from conadv_tf.evaluation import attack_names, robust
 from conadv_tf.methods import absa
 from conadv_tf.methods import growth as growth_lib
 from conadv_tf.methods import method as method_lib
@@ -225,7 +225,7 @@ def check_names(config: config_lib.ExperimentConfig) -> None:
   _model_builder(config.model.name)
   _known("method.name", METHODS, config.method.name)
   for name in config.evaluation.attacks:
-    robust.named_attack(name, config.attack.radius)
+    robust.named_attack(name, attack_names.run_radius(config.attack))
 
 
 def attack(config: config_lib.AttackConfig) -> attacks.Pgd:

@@ -16,7 +16,7 @@ from conadv_tf.analysis import run_curvature
 from conadv_tf.data import pipeline, unlabelled
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
-from conadv_tf.evaluation import certified, clean, robust
+from conadv_tf.evaluation import attack_names, certified, clean, robust
 from conadv_tf.layers import routing
 from conadv_tf.models import user
 from conadv_tf.objectives import per_example
@@ -145,7 +145,8 @@ class Experiment:
       self._evaluators[branch, attack] = (
           robust.RobustEvaluator(
               network, self.loss,
-              robust.named_attack(attack, self.config.attack.radius),
+              robust.named_attack(
+                  attack, attack_names.run_radius(self.config.attack)),
               self.strategy, branch, self.config.seed, PIXEL_RANGE)
           if attack else
           clean.Evaluator(network, self.loss, self.strategy, branch))

@@ -57,7 +57,7 @@ def plan(experiment: Experiment, names: Sequence[str], *, branch: str,
   """
   if (radii or steps) and not names:
     raise config_lib.InputError("--radii and --steps need --attacks")
-  radius = experiment.config.attack.radius
+  radius = attack_names.run_radius(experiment.config.attack)
   attacks = attack_names.sweep(names, radius, radii, steps)
   if doubts:
     at = next(iter(attacks.values())).radius if attacks else radius

@@ -65,12 +65,17 @@ class Attack:
     return "".join(parts)
 
 
+def run_radius(attack: config.AttackConfig) -> float:
+  """The radius of names that have none: the run's; NaN where it is in l2."""
+  return attack.radius if attack.norm == "linf" else math.nan
+
+
 def parse(name: str, radius: float, where: str = "--attacks") -> Attack:
   """The attack that a name stands for.
 
   Args:
     name: see `KNOWN`.
-    radius: in 1/255, where the name has none.
+    radius: in 1/255, where the name has none; NaN if there is none in linf.
     where: the flag or key that holds the name, for messages.
 
   Raises:
@@ -88,8 +93,9 @@ def parse(name: str, radius: float, where: str = "--attacks") -> Attack:
   if own_radius is not None:
     radius = _size(own_radius, "radius", name, where)
   elif not 0 <= radius <= MAX_RADIUS:
+    said = "in l2" if math.isnan(radius) else f"{radius:g}"
     raise config.InputError(
-        f"{where}: the run's radius {radius:g} is no linf radius of {name!r}; "
+        f"{where}: the run's radius {said} is no linf radius of {name!r}; "
         f"write {name}@8 or another, in 1/255, from 0 to {MAX_RADIUS:g}")
   default = 1 if family == "fgsm" else _DEFAULT_STEPS.get(family, 0)
   return Attack(

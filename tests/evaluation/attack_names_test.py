@@ -43,11 +43,21 @@ def test_an_unknown_name_is_told_the_known_ones(name: str) -> None:
     ("apgd@-1", 4.0, "the radius"), ("fgsm@", 4.0, "the radius"),
     ("pgd3/x", 4.0, "the step size of 'pgd3/x'"),
     ("pgd3/nan", 4.0, "the step size"),
-    ("pgd20", 400.0, "the run's radius 400 is no linf radius")])
+    ("pgd20", 400.0, "the run's radius 400 is no linf radius"),
+    ("pgd20", attack_names.run_radius(config.AttackConfig(
+        radius=63.75, norm="l2")), "radius in l2 is no linf radius")])
 def test_sizes_outside_the_pixel_range(
     name: str, radius: float, message: str) -> None:
   with pytest.raises(config.InputError, match=message):
     attack_names.parse(name, radius)
+
+
+def test_a_radius_in_l2_is_none_of_names() -> None:
+  made = config.AttackConfig(radius=63.75, norm="l2")
+  radius = attack_names.run_radius(made)
+  assert attack_names.parse("pgd20@8", radius).radius == 8
+  assert list(attack_names.sweep(["pgd20"], radius, [8])) == ["pgd20@8"]
+  assert attack_names.run_radius(config.AttackConfig(radius=4.0)) == 4
 
 
 def test_sweeps() -> None:
