@@ -64,6 +64,16 @@ def test_the_paper_s_setting(name: str) -> None:
   assert c.evaluation.monitor == 'robust_accuracy_pgd10'
 
 
+@pytest.mark.parametrize('folder', ['cifar10', 'imagenet'])
+@pytest.mark.parametrize('name', ['dat_pgd', 'dat_fgsm'])
+def test_layer_wise_rates_are_those_of_the_paper_s_preset(
+    folder: str, name: str) -> None:
+  preset = str(_FOLDER.parent / 'optimizer' / 'lamb_dat_paper.yaml')
+  recipe = str(_FOLDER / folder / f'{name}.yaml')
+  assert (config.load([recipe]).optimizer.as_dict()
+          == config.load([recipe, preset]).optimizer.as_dict())
+
+
 def test_fast_at_rises_to_its_peak_and_falls_to_0() -> None:
   c = _load('cifar10/fast_at')
   assert [_rate(c, e) for e in (3, 6, 10.5, 15)] == pytest.approx(
