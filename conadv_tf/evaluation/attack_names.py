@@ -134,6 +134,9 @@ def sweep(names: Sequence[str], radius: float, radii: Sequence[float] = (),
   Raises:
     InputError: for names and numbers that cannot be.
   """
+  for count in steps:
+    if count < 1:
+      raise config.InputError(f"--steps: must be at least 1, got {count}")
   found = {}
   for name in names:
     attack = parse(name, 0.0 if radii else radius)
@@ -144,8 +147,6 @@ def sweep(names: Sequence[str], radius: float, radii: Sequence[float] = (),
       _size(str(each), "radius", name, "--radii")
       for count in steps if attack.family == "pgd" and steps else [
           attack.steps]:
-        if count < 1:
-          raise config.InputError(f"--steps: must be at least 1, got {count}")
         one = dataclasses.replace(attack, radius=each, steps=count)
         found[one.name if radii or steps else name] = one
   return found

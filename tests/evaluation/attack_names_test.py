@@ -72,6 +72,8 @@ def test_sweeps() -> None:
           ("pgd50", 8, "/2"), ("fgsm", 2, ""), ("fgsm", 8, ""))}
   assert list(attack_names.sweep(["pgd5"], 4.0, (), [1, 2])) == [
       "pgd1@4", "pgd2@4"]
+  assert list(attack_names.sweep(["autoattack", "square9"], 4.0, [2, 8])) == [
+      "autoattack@2", "autoattack@8", "square9@2", "square9@8"]
   for arguments, message in (
       ((["pgd5@2"], 4.0, [8]), "has a radius of its own"),
       ((["pgd5"], 4.0, [300]), "--radii: the radius"),
