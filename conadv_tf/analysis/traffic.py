@@ -8,7 +8,8 @@ Counts what all n workers send together; d numbers, of b bits, with m norms of
   scattered codes             2 (n - 1) (b d / 8 + 4 m)
 
 The ratio of the second to the first is n b / 64, so gathered codes pay below
-64 / b workers; that of the third is b / 32 for any number.
+64 / b workers; that of the third is b / 32 for any number. Both are without
+norms, which in buckets of k numbers add 32 / k to b.
 
 Table 4 of the DAT paper ("Distributed adversarial training to robustify deep
 neural networks at scale") counts otherwise: everyone sends everything to all
@@ -61,8 +62,12 @@ def update_bytes(numbers: int, workers: int, exchange: Exchange = "all_reduce",
   return messages[exchange] * message_bytes(numbers, bits, norms)
 
 
-def gather_pays_below(bits: int) -> float:
-  """The number of workers from which gathered codes save nothing."""
+def gather_pays_below(bits: float) -> float:
+  """The number of workers from which gathered codes save nothing.
+
+  Args:
+    bits: of a number, with its share of the norms.
+  """
   return 64 / bits
 
 
@@ -98,5 +103,6 @@ def summary(config: config_lib.ExperimentConfig, numbers: int,
            f"{sent / usual:.3f} of float32's ring")
   if c.exchange == "scatter":
     return said
-  below = math.ceil(gather_pays_below(c.bits)) - 1
+  with_norms = 8 * message_bytes(numbers, c.bits, norms) / numbers
+  below = math.ceil(gather_pays_below(with_norms)) - 1
   return f"{said}; gathered codes pay up to {below} replicas"

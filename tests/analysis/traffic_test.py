@@ -63,3 +63,14 @@ def test_summary(pairs: str, said: str) -> None:
       config.load([], f"runtime.strategy=multi_worker_mirrored,{pairs}"),
       _RESNET50, 161)
   assert found == said
+
+
+def test_norms_count_in_where_gathered_codes_pay() -> None:
+  # 2 bits of the code and 32 / 16 of a norm.
+  found = traffic.summary(config.load(
+      [], "runtime.strategy=multi_worker_mirrored,runtime.num_replicas=2,"
+      "compression.bits=2,compression.bucket=16"), 1600, 3)
+  assert found.endswith("gathered codes pay up to 15 replicas")
+  for replicas, pays in ((15, True), (17, False)):
+    sent = traffic.update_bytes(1600, replicas, "gather", 2, 100)
+    assert (sent < traffic.update_bytes(1600, replicas)) == pays
