@@ -8,21 +8,23 @@ is in its cell:
   profile  measured: covered time of the phase `reduction`, which includes
            waiting for the slowest replica (`conadv-train --profile_steps`)
   model    predicted by `analysis.cost_model` for a ring of the network that
-           is stated, and float32 gradients
+           is stated, and float32 gradients; where codes travel, of
+           `analysis.traffic`'s bytes in as many messages as they take
   1 device there is none
   -        not known
 """
 
 from collections.abc import Sequence
 import json
+import math
 import os
 from typing import Any
 
 import numpy as np
 
 from conadv_tf import config
-from conadv_tf.analysis import cost_model
-from conadv_tf.training import run_directory
+from conadv_tf.analysis import cost_model, traffic
+from conadv_tf.training import run_directory, stopping
 from tools import figures, run_history
 
 EVALUATION_FILE = "evaluation.json"  # of conadv-evaluate --output
@@ -62,12 +64,15 @@ def table(runs: Sequence[run_history.Run], paths: Sequence[str],
 
 
 def accuracies(run: run_history.Run, path: str) -> dict[str, Any]:
-  """Validation figures: of RUN/evaluation.json, else of the last record.
+  """Validation figures: of RUN/evaluation.json, else of the records.
 
-  Both where they are of the same weights: what `conadv-evaluate` adds to a
+  Of these the last one, or the best where the run has `evaluation.patience`:
+  that of the weights which are its result. Both where they are of the same weights: what `conadv-evaluate` adds to a
   run that trained without attacks.
   """
-  last = run.metrics[-1]
+  best = stopping.best_step(run.config.evaluation, run.metrics)
+  last = next((record for record in run.metrics if record["step"] == best),
+              run.metrics[-1])
   name = os.path.join(path, EVALUATION_FILE)
   if not os.path.exists(name):
     return last
@@ -92,11 +97,26 @@ def communication(run: run_history.Run, path: str,
   measured = _profiled(path)
   if measured is not None:
     return f"{measured * steps:.4g} (profile)"
-  size = _reduced_bytes(path) if network else None
-  if size is None:
+  shapes = _reduced(path) if network else None
+  if shapes is None:
     return "-"
-  seconds = cost_model.all_reduce_seconds(size, devices, network, "ring")
+  seconds = (_coded_seconds(run.config, shapes, devices, network)
+             if config.gradients_travel_in_codes(run.config)
+             else cost_model.all_reduce_seconds(
+                 4 * sum(shapes), devices, network, "ring"))
   return f"{seconds * steps:.4g} (model)"
+
+
+def _coded_seconds(saved: config.ExperimentConfig, sizes: Sequence[int],
+                   devices: int, network: cost_model.Network) -> float:
+  """Predicted for codes: what each device sends, one message after another."""
+  options, numbers = saved.compression, sum(sizes)
+  norms = (math.ceil(numbers / options.bucket) if options.bucket
+           else len(sizes))
+  sent = traffic.update_bytes(
+      numbers, devices, options.exchange, options.bits, norms) / devices
+  rounds = (devices - 1) * (2 if options.exchange == "scatter" else 1)
+  return rounds * network.latency + sent * network.seconds_per_byte
 
 
 def _total(run: run_history.Run) -> str:
@@ -125,10 +145,10 @@ def _profiled(path: str) -> float | None:
   return phases["reduction"]["covered_ms"] / 1e3
 
 
-def _reduced_bytes(path: str) -> int | None:
-  """What an update reduces: gradients and batch statistics, as float32."""
+def _reduced(path: str) -> list[int] | None:
+  """Sizes of what an update reduces: gradients and batch statistics."""
   latest = run_directory.RunDirectory(path).checkpoints.latest()
   if latest is None:
     return None
-  return 4 * sum(np.size(value) for name, value in latest.state.items()
-                 if name.startswith("network/"))
+  return [np.size(value) for name, value in latest.state.items()
+          if name.startswith("network/")]

@@ -143,6 +143,31 @@ def test_robust_accuracies_and_times(tmp_path: pathlib.Path) -> None:
         f'| two | 4 | 2 | 50.00 | 31.25 | 25.00 | {predicted} | 9 |']
 
 
+def test_codes_and_the_best_evaluation(tmp_path: pathlib.Path) -> None:
+  run = _run(tmp_path / 'run', overrides='runtime.strategy=mirrored,'
+             'runtime.num_replicas=2,runtime.deterministic=false,'
+             'compression.bits=8,compression.bucket=100,evaluation.patience=3,'
+             'evaluation.attacks=[pgd20],'
+             'evaluation.monitor=robust_accuracy_pgd20')
+  lines = (run / 'metrics.jsonl').read_text().splitlines()
+  robust = [0.5, *([0.25] * (len(lines) - 1))]
+  assert len(robust) > 1
+  (run / 'metrics.jsonl').write_text(''.join(json.dumps(
+      {**json.loads(line), 'validation/robust_accuracy_pgd20': value}) + '\n'
+      for line, value in zip(lines, robust)))
+  run_directory.RunDirectory(str(run)).checkpoints.save(
+      24, {'network/0': np.zeros(1000, np.float32)}, {})
+  done = commands.run(_TOOL, str(run), '--latency_us=1000',
+                      '--bandwidth_gbps=1e-3', f'--output={tmp_path / "out"}')
+  assert done.code == 0, done.err
+  row = (tmp_path / 'out' / 'report.md').read_text().splitlines()[-1]
+  cells = [cell.strip() for cell in row.strip('|').split('|')]
+  assert cells[4] == '50.00'  # of the weights that are the result
+  # A message of 1,000 bytes and 10 norms at 1 MB/s after 1 ms: 2.04 ms an
+  # update; 6 updates an epoch.
+  assert cells[5] == '0.01224 (model)'
+
+
 def test_agreement_of_estimates(tmp_path: pathlib.Path) -> None:
   # Logarithms 0, 1, 2, 3 beside 0, 2, 1, 6; a negative one counts nowhere.
   full, block = (
