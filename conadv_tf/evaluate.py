@@ -164,6 +164,9 @@ def _smoothing() -> Any:
   if _SIGMA.value is None:
     raise config.InputError("--certify needs --sigma, a share of the pixel "
                             "range: that of training, for instance 0.25")
+  if _BRANCH.value == "both":
+    raise config.InputError("--certify is of one branch, not of both; leave "
+                            "--branch=both out")
   if not _OUTPUT.value:
     raise config.InputError("--certify needs --output=FILE.json: the images "
                             "go to FILE.certified.tsv")

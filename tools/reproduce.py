@@ -121,9 +121,10 @@ def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
     for key in keys:
       group, leaf = key.split(".")
       positions.setdefault(key, {})[name] = config[group][leaf]
-  chosen = {run.way.name: list(run.overrides) for run in runs}
+  tuned = {way.name: runner.tuned(way) for way in _tuned(
+      suite, [suite.ways[name] for name in results]) if way.tuning}
   return reproduce_report.write(
-      suite, results, histories, positions, _facts(), chosen, folder)
+      suite, results, histories, positions, _facts(), tuned, folder)
 
 
 def _facts() -> dict[str, Any]:

@@ -142,7 +142,8 @@ def draw(spec: Mapping[str, Any], results: Results,
 def write(suite: suites.Suite, results: Results,
           histories: Mapping[str, list[dict[str, Any]]],
           positions: Mapping[str, Mapping[str, float]],
-          facts: Mapping[str, Any], chosen: Mapping[str, Sequence[str]],
+          facts: Mapping[str, Any],
+          tuned: Mapping[str, Sequence[suites.Tried]],
           folder: pathlib.Path) -> str:
   """Writes report.md, report.html, results.json and the pictures.
 
@@ -152,7 +153,7 @@ def write(suite: suites.Suite, results: Results,
     histories: way -> records of all its runs.
     positions: key of the configuration -> way -> its value.
     facts: command, versions, machine.
-    chosen: way -> what tuning chose.
+    tuned: way -> what the points of its grid reached.
     folder: receives the files.
 
   Returns:
@@ -169,10 +170,8 @@ def write(suite: suites.Suite, results: Results,
     pictures.append(name)
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
               f"![{spec['title']}]({name})"]
-  if any(chosen.values()):
-    parts += ["## Chosen on the validation split", figures.table(
-        ["way", "values"],
-        [[way, ", ".join(values)] for way, values in chosen.items() if values])]
+  if tuned:
+    parts += ["## Tuning, on the validation split", _tuning(tuned)]
   parts += ["## How it was made", "\n".join(
       f"- {key}: {value}" for key, value in facts.items())]
   text = "\n\n".join(part for part in parts if part) + "\n"
@@ -180,8 +179,40 @@ def write(suite: suites.Suite, results: Results,
   (folder / "report.html").write_text(
       page(suite.title, text, folder), encoding="utf-8")
   (folder / "results.json").write_text(json.dumps(
-      {"facts": facts, "chosen": chosen, "results": results}, indent=1))
+      {"facts": facts, "tuned": {
+          way: [[*point.overrides, point.value] for point in points]
+          for way, points in tuned.items()}, "results": results}, indent=1))
   return text
+
+
+def _tuning(tuned: Mapping[str, Sequence[suites.Tried]]) -> str:
+  """What every point reached; the best says so, also where it is an edge."""
+  rows = []
+  for way, points in tuned.items():
+    best = max((p for p in points if p.value is not None),
+               key=lambda point: point.value)
+    for point in points:
+      mark = ""
+      if point is best:
+        mark = "chosen" + (
+            ", at the edge of the grid" if _is_edge(best, points) else "")
+      rows.append([
+          way, ", ".join(point.overrides),
+          "diverged" if point.value is None else f"{point.value:.4g}", mark])
+  return figures.table(["way", "values", "reached", ""], rows)
+
+
+def _is_edge(best: suites.Tried, points: Sequence[suites.Tried]) -> bool:
+  """Whether any of its numbers is the smallest or largest that was tried."""
+  for place, text in enumerate(best.overrides):
+    try:
+      tried = {float(p.overrides[place].partition("=")[2]) for p in points}
+      own = float(text.partition("=")[2])
+    except ValueError:
+      continue  # no number
+    if len(tried) > 1 and own in (min(tried), max(tried)):
+      return True
+  return False
 
 
 def page(title: str, text: str, folder: pathlib.Path) -> str:

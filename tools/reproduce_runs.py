@@ -134,28 +134,36 @@ class Runner:
             self._folder / way.name / f"tuning{number}")
         for number, point in enumerate(way.tuning.points())]
 
+  def tuned(self, way: suites.Way) -> list[suites.Tried]:
+    """What every point of the way's grid reached.
+
+    Raises:
+      InputError: if a run has no such figure.
+    """
+    tried = []
+    for run in self.tuning_runs(way):
+      value = None
+      if not run.diverged:
+        results = json.loads((run.path / "results.json").read_text())
+        value = results.get(way.tuning.maximise)
+        if value is None:
+          raise InputError(f"tune: {run.path}/results.json has no "
+                           f"{way.tuning.maximise}")
+      tried.append(suites.Tried(run.overrides, value))
+    return tried
+
   def chosen(self, way: suites.Way) -> tuple[str, ...]:
     """The best point of the grid; of equal ones the first.
 
     Raises:
-      InputError: if every run diverged, or has no such figure.
+      InputError: if every run diverged.
     """
     if way.like:
       return self.chosen(self._suite.ways[way.like])
-    best, chosen = None, ()
-    for run in self.tuning_runs(way):
-      if run.diverged:
-        continue
-      results = json.loads((run.path / "results.json").read_text())
-      value = results.get(way.tuning.maximise)
-      if value is None:
-        raise InputError(f"tune: {run.path}/results.json has no "
-                         f"{way.tuning.maximise}")
-      if best is None or value > best:
-        best, chosen = value, run.overrides
-    if way.tuning and best is None:
+    tried = [point for point in self.tuned(way) if point.value is not None]
+    if way.tuning and not tried:
       raise InputError(f"way {way.name}: all its tuning runs diverged")
-    return chosen
+    return max(tried, key=lambda point: point.value).overrides if tried else ()
 
   def final_runs(self, seeds: Sequence[int],
                  ways: Sequence[suites.Way]) -> list[Run]:

@@ -51,6 +51,14 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tried:
+  """A point of a grid and what it reached, None where it diverged."""
+
+  overrides: tuple[str, ...]
+  value: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """Figures of finished runs, on the test split where the suite has data.
 

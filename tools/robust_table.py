@@ -67,8 +67,8 @@ def accuracies(run: run_history.Run, path: str) -> dict[str, Any]:
   """Validation figures: of RUN/evaluation.json, else of the records.
 
   Of these the last one, or the best where the run has `evaluation.patience`:
-  that of the weights which are its result. Both where they are of the same weights: what `conadv-evaluate` adds to a
-  run that trained without attacks.
+  that of the weights which are its result. Both where they are of the same
+  weights: what `conadv-evaluate` adds to a run that trained without attacks.
   """
   best = stopping.best_step(run.config.evaluation, run.metrics)
   last = next((record for record in run.metrics if record["step"] == best),

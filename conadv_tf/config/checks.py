@@ -105,7 +105,7 @@ def _check_placement(config: ExperimentConfig) -> None:
   method = config.method
   for key, value, legal, reason in (
       ('method.name', method.name, method.name == 'conadv',
-       'there is no attack beside the training pass; set conadv'),
+       'only conadv gives its attack away; set conadv'),
       ('method.adversary', method.adversary, method.adversary == 'fresh',
        'there is no attack to give away; set fresh'),
       ('method.lag', method.lag, method.lag >= 1,

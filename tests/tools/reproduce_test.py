@@ -1,5 +1,6 @@
 """Suites: reading, splitting, tuning, tables, pages, and a real small one."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -153,6 +154,19 @@ def test_tables(tmp_path: pathlib.Path) -> None:
           '| vanilla | 2 | 51.00 ± 1.41 | 1,500 ± 0 | 76.5 |',
           '| like | 1 (+1 diverged) | 25.00 | 7.00 |  |',
           '| fixed | 0 | - | - |  |']
+
+
+def test_the_edge_of_a_grid_is_told(tmp_path: pathlib.Path) -> None:
+  suite = _suite(tmp_path)
+  tried = {'vanilla': [suites.Tried((f'schedule.peak_lr={rate}',), value)
+                       for rate, value in ((1, 0.5), (4, 0.7), (2, None))]}
+  text = reproduce_report.write(
+      dataclasses.replace(suite, figures=[]), {}, {}, {}, {}, tried, tmp_path)
+  assert [line for line in text.splitlines() if 'peak_lr' in line] == [
+      '| vanilla | schedule.peak_lr=1 | 0.5 |  |',
+      '| vanilla | schedule.peak_lr=4 | 0.7 | chosen, at the edge of the grid '
+      '|',
+      '| vanilla | schedule.peak_lr=2 | diverged |  |']
 
 
 @pytest.mark.slow
