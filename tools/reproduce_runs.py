@@ -167,10 +167,11 @@ class Runner:
 
   def final_runs(self, seeds: Sequence[int],
                  ways: Sequence[suites.Way]) -> list[Run]:
-    """Every way with every seed; all tuning is done."""
+    """Every way with its seeds; all tuning is done."""
     return [Run(way, seed, self.chosen(way),
                 self._folder / way.name / f"seed{seed}")
-            for seed in seeds for way in ways]
+            for seed in seeds for way in ways
+            if way.seeds is None or seed in way.seeds]
 
   def run(self, runs: Sequence[Run], then: Callable[[Run], None]) -> None:
     """Trains all of them.

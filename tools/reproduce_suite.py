@@ -90,6 +90,7 @@ class Way:
     tuning: None where nothing is tuned.
     like: another way, whose tuned values it takes; None: its own.
     paper: column of a table -> what the paper prints.
+    seeds: of the suite's, those that it is trained with; None means all.
   """
 
   name: str
@@ -97,6 +98,7 @@ class Way:
   tuning: Tuning | None = None
   like: str | None = None
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seeds: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Suite:
 
 _KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
          "evaluate", "tune", "budgets", "ways", "tables", "figures"}
-_WAY_KEYS = {"set", "tune", "like", "paper"}
+_WAY_KEYS = {"set", "tune", "like", "paper", "seeds"}
 
 
 def names() -> list[str]:
@@ -194,7 +196,8 @@ def _way(where: str, name: str, tree: Any, tuning: Tuning | None,
   elif not own or like:
     tuning = None
   return Way(name, tuple(_overrides(where, tree.get("set", ()), sets)), tuning,
-             like, tree.get("paper", {}))
+             like, tree.get("paper", {}),
+             tuple(tree["seeds"]) if "seeds" in tree else None)
 
 
 def _evaluation(where: str, name: str, tree: Any,

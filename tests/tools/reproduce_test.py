@@ -28,6 +28,7 @@ ways:
     set: [data.global_batch_size=128]
   fixed:
     tune: false
+    seeds: [1]
     set: [wide, seed=3]
 sets: {wide: [evaluation.batch_size=8], more: [wide]}
 tables:
@@ -137,6 +138,10 @@ def test_tuning_takes_the_best_that_did_not_diverge(
   assert runner.chosen(way) == ('schedule.peak_lr=2',)
   assert runner.chosen(suite.ways['like']) == ('schedule.peak_lr=2',)
   assert runner.chosen(suite.ways['fixed']) == ()
+  assert [(run.seed, run.way.name) for run in runner.final_runs(
+      [0, 1], list(suite.ways.values()))] == [
+          (0, 'vanilla'), (0, 'like'), (1, 'vanilla'), (1, 'like'),
+          (1, 'fixed')]
   (second.path / 'diverged').touch()
   assert runner.chosen(way) == ('schedule.peak_lr=1',)
   (first.path / 'diverged').touch()
