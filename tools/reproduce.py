@@ -129,8 +129,9 @@ def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
 
 def _facts() -> dict[str, Any]:
   """What made the figures; no paths of this machine."""
-  arguments = [text for text in sys.argv[1:]
-               if not text.startswith(("--data", "--output"))]
+  paths = ("--data=", "--output=", "--suite=")
+  arguments = [f"--suite={pathlib.Path(_SUITE.value).stem}", *(
+      text for text in sys.argv[1:] if not text.startswith(paths))]
   return {
       "command": shlex.join(["python", "-m", "tools.reproduce", *arguments]),
       "versions": json.dumps({

@@ -71,6 +71,7 @@ def main(folder: str, name: str, strategy: str, micro_batches: str,
          *cases: str) -> None:
   """Runs some of the cases."""
   tf.get_logger().setLevel("ERROR")
+  tf.config.experimental.enable_op_determinism()
   machines = strategies.Machines(cluster.from_environment())
   if machines.cluster:
     cluster.meet(machines.cluster, "compressed", 60)
