@@ -12,6 +12,10 @@ is in its cell:
            `analysis.traffic`'s bytes in as many messages as they take
   1 device there is none
   -        not known
+
+MiB an update are what all replicas send, by `analysis.traffic`, gradients and
+batch statistics; `virtual` bits are quantised in place of other workers, and
+float32 is sent.
 """
 
 from collections.abc import Sequence
@@ -55,11 +59,13 @@ def table(runs: Sequence[run_history.Run], paths: Sequence[str],
       [run.name, f"{run.config.data.global_batch_size:,}",
        f"{config.training_replicas(run.config.runtime)}",
        *(_percent(row.get(key)) for key in (_CLEAN, *attacks)),
+       bits(run.config), sent(run.config, path),
        communication(run, path, network), _total(run)]
       for run, path, row in zip(runs, paths, found)]
   head = ["run", "batch", "devices", "TA", *(
       f"{'AA' if _AUTO in key else 'RA'} ({key.removeprefix(_ROBUST)})"
-      for key in attacks), "communication s/epoch", "total s/epoch"]
+      for key in attacks), "bits", "MiB/update", "communication s/epoch",
+          "total s/epoch"]
   return [figures.table(head, rows)]
 
 
@@ -87,6 +93,30 @@ def accuracies(run: run_history.Run, path: str) -> dict[str, Any]:
   return {**last, **evaluated} if step == last["step"] else evaluated
 
 
+def bits(saved: config.ExperimentConfig) -> str:
+  """Of a number of the gradients, and what is special about them."""
+  options = saved.compression
+  text = f"{options.bits}"
+  if options.bits != 32:
+    text += ", 2-sided" * (options.sides == 2)
+    text += ", virtual" * (options.per == "virtual_replica")
+  return text
+
+
+def sent(saved: config.ExperimentConfig, path: str) -> str:
+  """MiB that all replicas send for an update."""
+  devices = config.training_replicas(saved.runtime)
+  sizes = _reduced(path)
+  if devices == 1:
+    return "0"
+  if sizes is None:
+    return "-"
+  total = (_coded_bytes(saved, sizes, devices)
+           if config.gradients_travel_in_codes(saved)
+           else traffic.update_bytes(sum(sizes), devices))
+  return f"{total / traffic.MIB:.4g}"
+
+
 def communication(run: run_history.Run, path: str,
                   network: cost_model.Network | None) -> str:
   """Seconds an epoch, and where they come from."""
@@ -110,13 +140,19 @@ def communication(run: run_history.Run, path: str,
 def _coded_seconds(saved: config.ExperimentConfig, sizes: Sequence[int],
                    devices: int, network: cost_model.Network) -> float:
   """Predicted for codes: what each device sends, one message after another."""
+  own = _coded_bytes(saved, sizes, devices) / devices
+  rounds = (devices - 1) * (2 if saved.compression.exchange == "scatter" else 1)
+  return rounds * network.latency + own * network.seconds_per_byte
+
+
+def _coded_bytes(saved: config.ExperimentConfig, sizes: Sequence[int],
+                 devices: int) -> float:
+  """Of an update, by all replicas."""
   options, numbers = saved.compression, sum(sizes)
   norms = (math.ceil(numbers / options.bucket) if options.bucket
            else len(sizes))
-  sent = traffic.update_bytes(
-      numbers, devices, options.exchange, options.bits, norms) / devices
-  rounds = (devices - 1) * (2 if options.exchange == "scatter" else 1)
-  return rounds * network.latency + sent * network.seconds_per_byte
+  return traffic.update_bytes(
+      numbers, devices, options.exchange, options.bits, norms)
 
 
 def _total(run: run_history.Run) -> str:

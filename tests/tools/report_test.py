@@ -137,10 +137,11 @@ def test_robust_accuracies_and_times(tmp_path: pathlib.Path) -> None:
     text = (tmp_path / 'report' / 'report.md').read_text().split('\n\n')[-1]
     assert text.splitlines() == [
         '| run | batch | devices | TA | RA (pgd20) | AA (autoattack) | '
-        'communication s/epoch | total s/epoch |',
-        '| --- | --- | --- | --- | --- | --- | --- | --- |',
-        '| one | 4 | 1 | 75.00 | 12.50 | - | 0 (1 device) | 9 |',
-        f'| two | 4 | 2 | 50.00 | 31.25 | 25.00 | {predicted} | 9 |']
+        'bits | MiB/update | communication s/epoch | total s/epoch |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+        '| one | 4 | 1 | 75.00 | 12.50 | - | 32 | 0 | 0 (1 device) | 9 |',
+        '| two | 4 | 2 | 50.00 | 31.25 | 25.00 | 32 | 0.007629 | '
+        f'{predicted} | 9 |']
 
 
 def test_codes_and_the_best_evaluation(tmp_path: pathlib.Path) -> None:
@@ -165,7 +166,7 @@ def test_codes_and_the_best_evaluation(tmp_path: pathlib.Path) -> None:
   assert cells[4] == '50.00'  # of the weights that are the result
   # A message of 1,000 bytes and 10 norms at 1 MB/s after 1 ms: 2.04 ms an
   # update; 6 updates an epoch.
-  assert cells[5] == '0.01224 (model)'
+  assert cells[5:8] == ['8', '0.001984', '0.01224 (model)']
 
 
 def test_agreement_of_estimates(tmp_path: pathlib.Path) -> None:
