@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -53,6 +54,31 @@ def test_curvature(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
       f'curvature: top Hessian eigenvalue {found["top_eigenvalue"]:.6g} '
       f'(converged in {found["iterations"]} products), 16 training examples, '
       '59 weights of 2 layers']
+
+
+def test_other_data(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (60, 4, 4, 3)).astype(np.uint8)
+  labels = np.arange(60) % 3
+  for name, shift in (('own', 0), ('other', 1)):
+    np.savez(tmp_path / f'{name}.npz', x_train=images[:24],
+             y_train=labels[:24], x_test=images[24:],
+             y_test=(labels[24:] + shift) % 3)
+  trained = tmp_path / 'run'
+  runs.run(tiny.load('data.name=npz,data.image_size=null,data.path='
+                     f'{tmp_path / "own.npz"}'), str(trained), quiet=True)
+  predicted = saved_runs.restore(str(trained))[0].trainer.predict(
+      images[24:].astype(np.float32), verbose=0).argmax(-1)
+  output = tmp_path / 'figures.json'
+  for name, shift in (('own', 0), ('other', 1)):
+    done = commands.run(_EVALUATE, f'--model_dir={trained}',
+                        f'--data_path={tmp_path / name}.npz',
+                        '--train_examples=0', f'--output={output}')
+    assert done.code == 0, done.err
+    assert json.loads(output.read_text())['validation/accuracy'] == (
+        pytest.approx(np.mean(predicted == (labels[24:] + shift) % 3)))
+  done = commands.run(_EVALUATE, f'--model_dir={run}', '--data_path=x.npz')
+  assert 'data.name=synthetic of this run has no path' in done.refusal()
 
 
 _CERTIFY = ('--certify', '--sigma=0.1', '--certify_n0=20', '--certify_n=200',
