@@ -117,7 +117,8 @@ def test_each_stream_has_files_and_rows_of_its_own(
 
 # Batches of 12 are cut differently, into micro batches too; some pipelines
 # need parts of two streams.
-@pytest.mark.parametrize('input_shards', [1, 2, 4])
+@pytest.mark.parametrize('input_shards', [
+    1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_pipelines_and_micro_batches_see_the_same(
     tmp_path: pathlib.Path, input_shards: int) -> None:
   record_files.numbered(tmp_path, 'train', COUNTS)

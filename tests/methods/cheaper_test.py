@@ -209,7 +209,8 @@ def test_the_training_pass_is_checked() -> None:
 # ---- Attacks every few batches.
 
 
-@pytest.mark.parametrize('lag', [1, 2])
+@pytest.mark.parametrize('lag', [
+    1, pytest.param(2, marks=pytest.mark.slow)])
 def test_executions_agree_where_not_every_batch_is_attacked(lag: int) -> None:
   concurrent, sequential = (
       running.train(ConAdv(lag=lag, execution=execution, attack_every=3),

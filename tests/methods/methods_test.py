@@ -40,11 +40,10 @@ def test_concurrent_and_sequential_execution_agree(lag: int) -> None:
   assert np.abs(_sequential(lag) - _sequential(lag % 3 + 1)).max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attack', [
     gradient.Pgd(radius=16, mode='moving'),
-    pytest.param(
-        gradient.Pgd(radius=16, branch='clean', target='random', steps=2),
-        marks=pytest.mark.slow)])
+    gradient.Pgd(radius=16, branch='clean', target='random', steps=2)])
 def test_executions_agree_on_two_replicas_for_other_attacks(
     attack: gradient.Pgd, mirrored: tf.distribute.Strategy) -> None:
   a, b = (running.train(ConAdv(lag=2, execution=execution), attack=attack,
@@ -65,6 +64,7 @@ def test_radius_0_with_shared_statistics_is_training_on_twice_the_batch(
   assert running.distance(trainer, plain) < 1e-6
 
 
+@pytest.mark.slow
 def test_learning_rate_0_makes_every_lag_equal() -> None:
   histories = []
   for lag, execution in [(0, 'concurrent'), *itertools.product(

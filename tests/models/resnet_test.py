@@ -72,6 +72,7 @@ def legacy_names() -> dict[str, str]:
   return names
 
 
+@pytest.mark.slow
 def test_equals_the_legacy_resnet50_of_tf_models_official() -> None:
   from official.legacy.image_classification.resnet import resnet_model
 
@@ -194,6 +195,7 @@ def _with_head(model: tf.keras.Model, part: str) -> tf.keras.Model:
   return tf.keras.Model(model.input, x)
 
 
+@pytest.mark.slow
 def test_space_to_depth_is_exported_as_a_plain_model(
     tmp_path: pathlib.Path) -> None:
   model = resnet.resnet18((16, 16, 3), 5, space_to_depth=True)

@@ -313,9 +313,9 @@ def test_virtual_replicas_of_a_resumed_run_are_those_that_train() -> None:
   assert split.runtime.micro_batches == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [
-    f'{_MIRRORED},{_SPLIT}',
-    pytest.param('runtime.micro_batches=2', marks=pytest.mark.slow)])
+    f'{_MIRRORED},{_SPLIT}', 'runtime.micro_batches=2'])
 def test_resuming_at_3_equals_straight_to_6(
     change: str, whole: pathlib.Path, tmp_path: pathlib.Path) -> None:
   path = shutil.copytree(whole, tmp_path / 'run')

@@ -113,7 +113,8 @@ def test_save_writes_a_plain_model(name: str, tmp_path: pathlib.Path) -> None:
       loaded.predict(_X, verbose=0), trainer.predict(_X, verbose=0))
 
 
-@pytest.mark.parametrize('name', ['w.weights.h5', 'weights'])
+@pytest.mark.parametrize('name', [
+    'w.weights.h5', pytest.param('weights', marks=pytest.mark.slow)])
 def test_weights_are_loaded_into_every_branch(
     name: str, tmp_path: pathlib.Path,
     mirrored: tf.distribute.Strategy) -> None:
