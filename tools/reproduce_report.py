@@ -95,6 +95,7 @@ def _points(spec: Mapping[str, Any], key: str, ways: Sequence[str],
     return list(spec["at"]), [
         np.concatenate([values_of(results, way, key.format(x))
                         for way in ways]) for x in spec["at"]]
+  ways = [way for way in ways if way in positions]  # others were not run
   return ([positions[way] for way in ways],
           [values_of(results, way, key) for way in ways])
 

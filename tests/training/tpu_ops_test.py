@@ -150,6 +150,12 @@ _CASES = {
         dict(name='absa', lag=1), options=dict(grows=True), several=True),
     'vanilla, 8 bits': _Case(
         dict(name='vanilla'), options=dict(compression=_BITS)),
+    'dat, trades, lamb': _Case(
+        dict(name='dat', lag=1, regularizer='trades', clean_weight=1.0),
+        dict(steps=2), optimizer=dict(name='lamb', trust_clip=[0.0, 10.0])),
+    'smooth_at': _Case(
+        dict(name='smooth_at', noise_copies=3),
+        dict(steps=2, norm='l2', direction='l2')),
     'recycled, lag 0': _Case(
         dict(name='conadv', adversary='recycled', lag=0), several=True),
 }
