@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
@@ -81,6 +82,20 @@ def test_every_way_of_a_shipped_suite_resolves(name: str) -> None:
       assert set(ways) <= set(suite.ways)
 
 
+@pytest.mark.parametrize('name', suites.load('absa-cifar10').ways)
+def test_every_way_of_growing_has_the_same_budget(name: str) -> None:
+  suite = suites.load('absa-cifar10')
+  run = config.load(list(suite.config), list(suite.ways[name].overrides))
+  config.validate(run)
+  assert config.unused_keys(run) == []
+  resolved = config.resolve(run, suite.data.train)
+  batch = resolved.data.global_batch_size
+  assert resolved.derived.total_steps == round(120000 / batch)
+  assert batch // resolved.runtime.micro_batches == 32
+  most = resolved.growth.max_batch_size or batch
+  assert most == int(name.split('_')[1])
+
+
 @pytest.mark.parametrize(('old', 'new', 'message'), [
     ('title:', 'titel:', 'unknown key titel'),
     ('seeds: [0, 1]\n', '', 'seeds is missing'),
@@ -96,8 +111,12 @@ def test_bad_suites(tmp_path: pathlib.Path, old: str, new: str,
 def test_bad_names(tmp_path: pathlib.Path) -> None:
   with pytest.raises(config.InputError, match='--budget=x: .* has small'):
     _suite(tmp_path, budget='x')
-  done = commands.run('tools.reproduce', '--suite=abc', '--output=x')
-  assert done.refusal().startswith('error: --suite=abc: no file')
+  for flags, message in (
+      (('--suite=abc', '--output=x'), '--suite=abc: no file'),
+      (('--suite=absa-cifar10', '--output=x', '--only=abc'),
+       '--only=abc: known are')):
+    done = commands.run('tools.reproduce', *flags)
+    assert done.refusal().startswith(f'error: {message}')
 
 
 def test_the_test_split_is_read_only_at_the_end(
@@ -147,6 +166,38 @@ def test_tuning_takes_the_best_that_did_not_diverge(
   (first.path / 'diverged').touch()
   with pytest.raises(config.InputError, match='all its tuning runs diverged'):
     runner.chosen(way)
+
+
+def test_only_what_is_not_done_is_trained(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  commands_, codes = [], [0, 3, 1]
+
+  def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+    commands_.append(command)
+    folder = pathlib.Path(command[-1].partition('=')[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    return subprocess.CompletedProcess(command, codes[len(commands_) - 1])
+
+  monkeypatch.setattr(reproduce_runs.subprocess, 'run', run)
+  suite, after = _suite(tmp_path), []
+  runner = reproduce_runs.Runner(suite, tmp_path, 1, lambda text: None)
+  done, other, third, failing = (
+      reproduce_runs.Run(suite.ways['fixed'], seed, ('a=1',),
+                         tmp_path / str(seed)) for seed in range(4))
+  done.path.mkdir()
+  (done.path / 'results.json').write_text('{}')
+  runner.run([done, other, third], after.append)
+  assert after == [done, other, third] and len(commands_) == 2
+  assert [run.diverged for run in after] == [False, False, True]
+  with pytest.raises(config.InputError, match='3 ended with code 1, see'):
+    runner.run([failing], after.append)
+  command = commands_[0]
+  assert command[1:3] == ['-m', 'conadv_tf.train']
+  assert f'--model_dir={tmp_path / "1"}' in command
+  assert '--params_override=seed=1' in command
+  assert '--params_override=schedule.epochs=1' in command
+  assert command.index('--params_override=evaluation.batch_size=8'
+                       ) < command.index('--params_override=a=1')
 
 
 def test_tables(tmp_path: pathlib.Path) -> None:
