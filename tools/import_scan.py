@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     "art": "adversarial-robustness-toolbox",
     "foolbox": "foolbox",
     "keras_cv": "keras-cv",
+    "markdown": "markdown",
     "matplotlib": "matplotlib",
     "mlperf_logging": "mlperf-logging",
     "neural_structured_learning": "neural-structured-learning",

@@ -161,14 +161,12 @@ def write(suite: suites.Suite, results: Results,
     The report in Markdown.
   """
   parts = [f"# {suite.title}", suite.about.strip()]
-  pictures = []
   for spec in suite.tables:
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
               table(suite, spec, results)]
   for number, spec in enumerate(suite.figures, 1):
     name = f"figure{number}.png"
     draw(spec, results, histories, positions, folder / name)
-    pictures.append(name)
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
               f"![{spec['title']}]({name})"]
   if tuned:
@@ -217,43 +215,17 @@ def _is_edge(best: suites.Tried, points: Sequence[suites.Tried]) -> bool:
 
 
 def page(title: str, text: str, folder: pathlib.Path) -> str:
-  """One HTML file with everything in it, from the report's Markdown.
-
-  Only what `write` makes is understood: headings, tables, lists, pictures and
-  paragraphs.
-  """
-  body = []
-  for block in text.strip().split("\n\n"):
-    lines = block.splitlines()
-    if block.startswith("#"):
-      level = len(block) - len(block.lstrip("#"))
-      body.append(f"<h{level}>{html.escape(block.lstrip('# '))}</h{level}>")
-    elif block.startswith("|"):
-      body.append(_html_table(lines))
-    elif block.startswith("!["):
-      name = block[block.index("](") + 2:-1]
-      data = base64.b64encode((folder / name).read_bytes()).decode()
-      body.append(f'<img alt="{html.escape(name)}" '
-                  f'src="data:image/png;base64,{data}">')
-    elif block.startswith("- "):
-      body.append("<ul>" + "".join(
-          f"<li>{html.escape(line[2:])}</li>" for line in lines) + "</ul>")
-    else:
-      body.append(f"<p>{html.escape(block)}</p>")
+  """One HTML file, pictures in it, from the report's Markdown."""
+  import markdown
+  body = markdown.markdown(text, extensions=["tables"])
+  for picture in folder.glob("figure*.png"):
+    data = base64.b64encode(picture.read_bytes()).decode()
+    body = body.replace(f'src="{picture.name}"',
+                        f'src="data:image/png;base64,{data}"')
   return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
           f"<title>{html.escape(title)}</title><style>"
           "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;"
           "padding:0 1em}table{border-collapse:collapse;font-size:14px}"
           "td,th{padding:.2em .7em;border-bottom:1px solid #ddd;"
           "text-align:right}td:first-child,th:first-child{text-align:left}"
-          "img{max-width:100%}</style></head><body>"
-          + "\n".join(body) + "</body></html>\n")
-
-
-def _html_table(lines: Sequence[str]) -> str:
-  rows = [[html.escape(text.strip()) for text in line.strip("| ").split(" | ")]
-          for line in lines]
-  head = "".join(f"<th>{text}</th>" for text in rows[0])
-  return f"<table><tr>{head}</tr>" + "".join(
-      "<tr>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>"
-      for row in rows[2:]) + "</table>"
+          f"img{{max-width:100%}}</style></head><body>{body}</body></html>\n")

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -122,8 +122,6 @@ class Runner:
     self._folder = folder
     self._jobs = jobs
     self._say = say
-    self._lock = threading.Lock()
-    self._seconds: list[float] = []
 
   def tuning_runs(self, way: suites.Way) -> list[Run]:
     """One run for each point of the way's grid."""
@@ -168,7 +166,8 @@ class Runner:
   def final_runs(self, seeds: Sequence[int],
                  ways: Sequence[suites.Way]) -> list[Run]:
     """Every way with its seeds; all tuning is done."""
-    return [Run(way, seed, self.chosen(way),
+    chosen = {way.name: self.chosen(way) for way in ways}
+    return [Run(way, seed, chosen[way.name],
                 self._folder / way.name / f"seed{seed}")
             for seed in seeds for way in ways
             if way.seeds is None or seed in way.seeds]
@@ -180,13 +179,14 @@ class Runner:
       runs: those that are done are left alone, others resume.
       then: called after each, in its thread.
     """
-    missing = [run for run in runs if not run.is_done]
+    total = sum(not run.is_done for run in runs)
+    numbers = itertools.count(1)  # `next` of it needs no lock
     started = time.monotonic()
 
     def one(run: Run) -> None:
-      if run in missing:
+      if not run.is_done:
         self._train(run)
-        self._report(len(missing), started, run)
+        self._report(run, next(numbers), total, time.monotonic() - started)
       then(run)
 
     with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
@@ -198,16 +198,11 @@ class Runner:
         pool.shutdown(cancel_futures=True)
         raise
 
-  def _report(self, total: int, started: float, run: Run) -> None:
-    with self._lock:
-      self._seconds.append(time.monotonic() - started)
-      done = len(self._seconds)
-      left = self._seconds[-1] / done * max(total - done, 0)
-      state = " diverged" if run.diverged else ""
-      self._say(f"[{done}/{total}] {run.path.relative_to(self._folder)}{state}"
-                f"; about {left / 60:.0f} min left")
-      if done == total:
-        self._seconds.clear()
+  def _report(self, run: Run, done: int, total: int, seconds: float) -> None:
+    left = seconds / done * (total - done)
+    state = " diverged" if run.diverged else ""
+    self._say(f"[{done}/{total}] {run.path.relative_to(self._folder)}{state}"
+              f"; about {left / 60:.0f} min left")
 
   def command(self, run: Run) -> list[str]:
     """The training command."""
