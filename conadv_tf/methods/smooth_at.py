@@ -39,10 +39,9 @@ class SmoothAt(method.Method):
   images is b images whatever N is; gradients and statistics are means over
   the copies, as over virtual replicas.
 
-  Work: N (2 steps + 3) F a step, nearly all in a row (`default_attack` counts
-  the attack's steps). Holds nothing. With radius 0 it is Gaussian
-  augmentation (Cohen et al., 2019), with N = 1 and sigma 0 as well plain
-  training.
+  Work: N (2 steps + 3) F a step, nearly all in a row. Holds nothing. With
+  radius 0 it is Gaussian augmentation (Cohen et al., 2019), with N = 1 and
+  sigma 0 as well plain training.
 
   Deviations. Where there are soft labels the label's probability is
   exp(-loss). An attack's step goes back into the ball and then into the pixel
@@ -73,11 +72,14 @@ class SmoothAt(method.Method):
       raise ValueError(f"noise_copies must be at least 1, got {noise_copies}")
     self.sigma = float(sigma)
     self.noise_copies = noise_copies
-    self._count_passes(steps=1)
+    self.passes_per_step, self.longest_chain = self.passes(
+        gradient_attacks.Pgd())
 
-  def _count_passes(self, steps: int) -> None:
-    self.passes_per_step = self.noise_copies * (2.0 * steps + 3.0)
-    self.longest_chain = self.noise_copies * (2.0 * steps + 2.0)
+  def passes(self, attack: gradient_attacks.Pgd) -> tuple[float, float]:
+    """Forward passes F of a step, and of those in a row, with an attack."""
+    attacking = 2.0 * attack.steps if attack.radius else 0.0
+    return (self.noise_copies * (attacking + 3.0),
+            self.noise_copies * (attacking + 2.0))
 
   def default_attack(self, attack: gradient_attacks.Pgd
                      ) -> gradient_attacks.Pgd:
@@ -99,8 +101,6 @@ class SmoothAt(method.Method):
       raise ValueError(
           "attack.mode=batch does not suit smooth_at: copies are attacked one "
           "after another, each image by itself; leave it out")
-    # Ten steps are most of the work, which a description must not hide.
-    self._count_passes(attack.steps if attack.radius else 0)
     return dataclasses.replace(
         attack, branch=routing.CLEAN, mode="moving",
         random_start=attack.random_start or 0.0)

@@ -142,9 +142,9 @@ def test_memory_does_not_grow_with_the_copies() -> None:
     (64, 10, 20 * 23), (64, 1, 20 * 5), (0, 10, 20 * 3)])
 def test_the_work_of_a_step(radius: float, steps: int, work: float) -> None:
   method = methods.SmoothAt(noise_copies=20)
-  method.default_attack(gradient.Pgd(
+  attack = method.default_attack(gradient.Pgd(
       radius=radius, steps=steps, norm='l2', direction='l2'))
-  assert (method.passes_per_step, method.longest_chain) == (work, work - 20)
+  assert method.passes(attack) == (work, work - 20)
 
 
 @pytest.mark.parametrize('attack, part', [
