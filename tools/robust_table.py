@@ -20,7 +20,6 @@ float32 is sent.
 
 from collections.abc import Sequence
 import json
-import math
 import os
 from typing import Any
 
@@ -111,7 +110,8 @@ def sent(saved: config.ExperimentConfig, path: str) -> str:
     return "0"
   if sizes is None:
     return "-"
-  total = (_coded_bytes(saved, sizes, devices)
+  total = (traffic.coded_bytes(
+               saved.compression, sum(sizes), len(sizes), devices)
            if config.gradients_travel_in_codes(saved)
            else traffic.update_bytes(sum(sizes), devices))
   return f"{total / traffic.MIB:.4g}"
@@ -140,19 +140,10 @@ def communication(run: run_history.Run, path: str,
 def _coded_seconds(saved: config.ExperimentConfig, sizes: Sequence[int],
                    devices: int, network: cost_model.Network) -> float:
   """Predicted for codes: what each device sends, one message after another."""
-  own = _coded_bytes(saved, sizes, devices) / devices
+  own = traffic.coded_bytes(
+      saved.compression, sum(sizes), len(sizes), devices) / devices
   rounds = (devices - 1) * (2 if saved.compression.exchange == "scatter" else 1)
   return rounds * network.latency + own * network.seconds_per_byte
-
-
-def _coded_bytes(saved: config.ExperimentConfig, sizes: Sequence[int],
-                 devices: int) -> float:
-  """Of an update, by all replicas."""
-  options, numbers = saved.compression, sum(sizes)
-  norms = (math.ceil(numbers / options.bucket) if options.bucket
-           else len(sizes))
-  return traffic.update_bytes(
-      numbers, devices, options.exchange, options.bits, norms)
 
 
 def _total(run: run_history.Run) -> str:

@@ -70,9 +70,7 @@ def formula(name: str, workers: int, sizes: Sequence[int]) -> float:
   if found is None:
     bits = 8 * tf.as_dtype(options.get("reduce_dtype", "float32")).size
     return traffic.update_bytes(numbers, workers, bits=bits)
-  norms = -(-numbers // found.bucket) if found.bucket else len(sizes)
-  return traffic.update_bytes(
-      numbers, workers, found.exchange, found.bits, norms)
+  return traffic.coded_bytes(found, numbers, len(sizes), workers)
 
 
 def count(name: str, strategy: tf.distribute.Strategy) -> Counted:

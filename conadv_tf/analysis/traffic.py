@@ -21,6 +21,7 @@ import math
 from typing import Literal
 
 from conadv_tf import config as config_lib
+from conadv_tf.distribute import compression
 
 FLOAT_BYTES = 4
 MIB = 2**20
@@ -62,6 +63,21 @@ def update_bytes(numbers: int, workers: int, exchange: Exchange = "all_reduce",
   return messages[exchange] * message_bytes(numbers, bits, norms)
 
 
+def coded_bytes(options: config_lib.CompressionConfig | compression.Compression,
+                numbers: int, tensors: int, workers: int) -> float:
+  """As `update_bytes`, of codes and norms.
+
+  Args:
+    options: bits, bucket and exchange.
+    numbers: d.
+    tensors: that they are.
+    workers: n.
+  """
+  return update_bytes(
+      numbers, workers, options.exchange, options.bits,
+      compression.norms_of(numbers, tensors, options.bucket))
+
+
 def gather_pays_below(bits: float) -> float:
   """The number of workers from which gathered codes save nothing.
 
@@ -96,13 +112,13 @@ def summary(config: config_lib.ExperimentConfig, numbers: int,
     return said + "float32 on the wire"
   if replicas == 1:
     return said + "1 replica, nothing on the wire"
-  norms = math.ceil(numbers / c.bucket) if c.bucket else tensors
-  sent = update_bytes(numbers, replicas, c.exchange, c.bits, norms)
+  sent = coded_bytes(c, numbers, tensors, replicas)
   usual = update_bytes(numbers, replicas)
   said += (f"an update sends {sent / MIB:,.2f} MiB among {replicas} replicas, "
            f"{sent / usual:.3f} of float32's ring")
   if c.exchange == "scatter":
     return said
+  norms = compression.norms_of(numbers, tensors, c.bucket)
   with_norms = 8 * message_bytes(numbers, c.bits, norms) / numbers
   below = math.ceil(gather_pays_below(with_norms)) - 1
   return f"{said}; gathered codes pay up to {below} replicas"

@@ -96,6 +96,11 @@ def levels(bits: int) -> int:
   return 2 ** (bits - 1) - 1
 
 
+def norms_of(numbers: int, tensors: int, bucket: int) -> int:
+  """Norms of so many numbers in so many tensors; 0 is no buckets."""
+  return -(-numbers // bucket) if bucket else tensors
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantiser:
   """Turns float32 vectors into codes and norms, and back.
@@ -120,7 +125,7 @@ class Quantiser:
   @property
   def norms_length(self) -> int:
     """Norms of a vector."""
-    return -(-self.length // self.bucket) if self.bucket else len(self.sizes)
+    return norms_of(self.length, len(self.sizes), self.bucket)
 
   def _parts(self, vector: tf.Tensor) -> list[tf.Tensor]:
     """What has one norm each: [rows, bucket], or a [1, size] a tensor."""

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from conadv_tf import config
+from conadv_tf.attacks import ball
 from conadv_tf.evaluation import attack_names, clean
 from conadv_tf.layers import network as networks
 from conadv_tf.layers import routing
@@ -228,8 +229,7 @@ class LibraryEvaluator:
 
   @property
   def _radius(self) -> float:
-    low, high = self._range
-    return self._attack.radius * (high - low) / 255.0
+    return self._attack.radius * ball.unit(self._range)
 
   def _library_attack(self, part: attack_names.Attack) -> Any:
     """ART's object; None for radius 0, which ART does not take."""
