@@ -1,7 +1,6 @@
 """Codes between real processes: the same sums everywhere, and few bytes."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,24 +9,17 @@ import numpy as np
 import pytest
 
 from tests.distribute import compressed_arrangements as arrangements
+from tests.distribute import processes
 
-_REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _Weights = list[dict[str, np.ndarray]]  # of each worker, by case
 
 
 def _run(folder: pathlib.Path, strategy: str, workers: int,
          micro_batches: int, cases: list[str]) -> _Weights:
   name = f"{strategy}-{workers}"
-  command = [sys.executable, "-m", "tests.distribute.compressed_arrangements",
-             str(folder), name, strategy, str(micro_batches), *cases]
-  if workers > 1:
-    command = [sys.executable, "-m", "tools.local_cluster",
-               f"--workers={workers}", "--", *command]
-  environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1",
-                 "TF_NUM_INTEROP_THREADS": "2"}
-  done = subprocess.run(command, cwd=_REPOSITORY, env=environment,
-                        capture_output=True, text=True, timeout=300)
-  assert done.returncode == 0, done.stderr[-3000:]
+  processes.run("tests.distribute.compressed_arrangements", str(folder), name,
+                strategy, str(micro_batches), *cases, workers=workers,
+                timeout=300)
   return [{case: np.array(weights) for case, weights in json.loads(
       (folder / f"{name}-{i}.json").read_text()).items()}
       for i in range(workers)]
@@ -76,7 +68,7 @@ def test_bytes_on_the_loopback(workers: int, limits: dict[str, float],
   done = subprocess.run(
       [sys.executable, "-m", "tools.measure_traffic", f"--workers={workers}",
        f"--rows=float32,{','.join(limits)}", f"--output={output}"],
-      cwd=_REPOSITORY, capture_output=True, text=True, timeout=300)
+      cwd=processes.REPOSITORY, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-3000:]
   rows = {row["name"]: row for row in json.loads(output.read_text())["rows"]}
   for name, row in rows.items():

@@ -1,18 +1,14 @@
 """The same weights on one device, two, and in two and three processes."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.distribute import arrangements
+from tests.distribute import arrangements, processes
 
-_REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _ARRANGEMENTS = {
     # name: strategy, replicas, workers, cases (a trace costs seconds); how
     "two devices": ("mirrored", 2, 1, arrangements.METHODS),
@@ -26,18 +22,9 @@ def results(folder: pathlib.Path, name: str, strategy: str, replicas: int,
             workers: int, cases: list[str], communication: str = "auto"
             ) -> dict[str, Any]:
   """What some cases of `arrangements` come to in an arrangement."""
-  command = [sys.executable, "-m", "tests.distribute.arrangements",
-             str(folder), name, strategy, str(replicas), communication,
-             *cases]
-  if workers > 1:
-    command = [sys.executable, "-m", "tools.local_cluster",
-               f"--workers={workers}", "--", *command]
-  # Another number of threads sums in another order.
-  environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1",
-                 "TF_NUM_INTEROP_THREADS": "2"}
-  done = subprocess.run(command, cwd=_REPOSITORY, env=environment,
-                        capture_output=True, text=True, timeout=600)
-  assert done.returncode == 0, done.stderr[-3000:]
+  processes.run("tests.distribute.arrangements", str(folder), name, strategy,
+                str(replicas), communication, *cases, workers=workers,
+                timeout=600)
   return json.loads((folder / f"{name}.json").read_text())
 
 

@@ -1,4 +1,5 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+import functools
 import itertools
 import json
 import pathlib
@@ -11,10 +12,10 @@ import tensorflow as tf
 
 from conadv_tf import components, config
 from conadv_tf.optimizers import lamb, schedules
+from tests.optimizers import updating
 from tests.reference import lamb as reference
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-_Gradients = list[list[np.ndarray]]
 # Two layers; the norms of their weights lie on both sides of 10.
 _SHAPES = {'conv/kernel': (3, 3, 4, 8), 'conv/bias': (8,),
            'dense/kernel': (6, 5), 'dense/bias': (5,)}
@@ -37,34 +38,13 @@ _CHANGES = (
      'trust_clip': (0.0, 10.0)})
 
 
-def _variables() -> list[tf.Variable]:
-  random = np.random.default_rng(1)
-  return [tf.Variable(random.normal(size=shape).astype(np.float32), name=name)
-          for name, shape in _SHAPES.items()]
+_variables = functools.partial(updating.variables, _SHAPES)
+_gradients = functools.partial(updating.gradients, _SHAPES)
+_run = functools.partial(updating.run, _SHAPES)
 
 
-def _gradients(steps: int) -> _Gradients:
-  random = np.random.default_rng(2)
-  return [[random.normal(size=shape).astype(np.float32)
-           for shape in _SHAPES.values()] for _ in range(steps)]
-
-
-def _run(optimizer: tf.keras.optimizers.Optimizer, gradients: _Gradients,
-         in_graph: bool = False) -> list[np.ndarray]:
-  variables = _variables()
-  optimizer.build(variables)
-
-  def apply(values: list[tf.Tensor]) -> None:
-    optimizer.apply_gradients(zip(values, variables, strict=True))
-
-  if in_graph:
-    apply = tf.function(apply)
-  for values in gradients:
-    apply([tf.constant(value) for value in values])
-  return [variable.numpy() for variable in variables]
-
-
-def _run_twin(gradients: _Gradients, **settings: Any) -> list[np.ndarray]:
+def _run_twin(gradients: updating.Gradients, **settings: Any
+              ) -> list[np.ndarray]:
   start = [v.numpy() for v in _variables()]
   twin = reference.Lamb([start[layer] for layer in _LAYERS], **settings)
   for values in gradients:
@@ -72,22 +52,12 @@ def _run_twin(gradients: _Gradients, **settings: Any) -> list[np.ndarray]:
   return [w for layer in twin.layers for w in layer]
 
 
-def _assert_close(actual: Sequence[Any], expected: Sequence[Any]) -> None:
-  for a, b in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
-
-
-def _assert_equal(actual: Sequence[Any], expected: Sequence[Any]) -> None:
-  for a, b in zip(actual, expected, strict=True):
-    np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.parametrize('changes', _CHANGES, ids=str)
 def test_twenty_updates_agree_with_the_twin(changes: dict[str, Any]) -> None:
   settings = {**_SETTINGS, **changes}
   gradients = _gradients(20)
-  _assert_close(_run(lamb.Lamb(_RATE, **settings), gradients),
-                _run_twin(gradients, learning_rate=_RATE, **settings))
+  updating.assert_close(_run(lamb.Lamb(_RATE, **settings), gradients),
+                        _run_twin(gradients, learning_rate=_RATE, **settings))
 
 
 def test_every_option_of_the_twin_changes_something() -> None:
@@ -115,7 +85,7 @@ def test_one_update_by_hand_of_a_layer() -> None:
       [ratio, 4.0], rtol=1e-6)
   optimizer.apply_gradients(
       zip(gradients, [kernel, bias, other], strict=True))
-  _assert_close([kernel, bias, other], [
+  updating.assert_close([kernel, bias, other], [
       [[3 - ratio / 2, 4 + ratio / 2]], [0.0, 12 - ratio / 2], [[0.0]]])
 
 
@@ -152,15 +122,15 @@ def test_without_ratios_it_is_adam_and_adamw() -> None:
   options = {**_SETTINGS, 'scope': 'none', 'epsilon': 1e-12}
   adam = dict(learning_rate=1e-2, beta_2=0.99, epsilon=1e-12)
   plain = lamb.Lamb(1e-2, **{**options, 'weight_decay': 0.0})
-  _assert_close(_run(plain, gradients),
-                _run(tf.keras.optimizers.Adam(**adam), gradients))
+  updating.assert_close(_run(plain, gradients),
+                        _run(tf.keras.optimizers.Adam(**adam), gradients))
   # Keras decays first, so that the decay acts on the same weights.
   decoupled = lamb.Lamb(
       1e-2, **{**options, 'decay_placement': 'outside_update'})
-  _assert_close(_run(decoupled, gradients), _run(
+  updating.assert_close(_run(decoupled, gradients), _run(
       tf.keras.optimizers.AdamW(weight_decay=0.1, **adam), gradients))
   # A decay of 0 is none, so that `adamw` serves for Adam.
-  _assert_equal(
+  updating.assert_equal(
       _run(tf.keras.optimizers.AdamW(1e-2, weight_decay=0.0), gradients),
       _run(tf.keras.optimizers.Adam(1e-2), gradients))
 
@@ -170,15 +140,15 @@ def test_off_values_change_nothing() -> None:
   vanilla = _run(lamb.Lamb(_RATE, **_SETTINGS), gradients)
   wide = _run(lamb.Lamb(
       _RATE, **{**_SETTINGS, 'trust_clip': (0.0, 1e30)}), gradients)
-  _assert_equal(wide, vanilla)
+  updating.assert_equal(wide, vanilla)
   # Without decay neither its place nor its tensors matter.
   none = {**_SETTINGS, 'weight_decay': 0.0}
-  _assert_equal(_run(lamb.Lamb(_RATE, **none), gradients), _run(
+  updating.assert_equal(_run(lamb.Lamb(_RATE, **none), gradients), _run(
       lamb.Lamb(_RATE, **{**none, 'decay_placement': 'outside_update',
                           'decay_vectors': False}), gradients))
   # Without vectors a layer here is one tensor.
   matrices = {**_SETTINGS, 'scale_vectors': False}
-  _assert_equal(_run(lamb.Lamb(_RATE, **matrices), gradients), _run(
+  updating.assert_equal(_run(lamb.Lamb(_RATE, **matrices), gradients), _run(
       lamb.Lamb(_RATE, **{**matrices, 'scope': 'layer'}), gradients))
 
 
@@ -234,9 +204,9 @@ def test_updates_in_a_graph_and_compiled_as_on_a_gpu_are_the_same() -> None:
   compiled = lamb.Lamb(_RATE, **settings)
   compiled.jit_compile = True  # Keras turns it off where there is no GPU.
   eager = _run(lamb.Lamb(_RATE, **settings), gradients)
-  _assert_close(_run(compiled, gradients, in_graph=True), eager)
-  _assert_close(_run(lamb.Lamb(_RATE, **settings), gradients, in_graph=True),
-                eager)
+  updating.assert_close(_run(compiled, gradients, jit_compile=False), eager)
+  graph = _run(lamb.Lamb(_RATE, **settings), gradients, jit_compile=False)
+  updating.assert_close(graph, eager)
 
 
 def test_config_round_trip() -> None:
@@ -253,7 +223,7 @@ def test_config_round_trip() -> None:
   copy = tf.keras.optimizers.deserialize(serialized)
   assert isinstance(copy, lamb.Lamb) and copy.get_config() == made
   gradients = _gradients(2)
-  _assert_equal(_run(copy, gradients), _run(optimizer, gradients))
+  updating.assert_equal(_run(copy, gradients), _run(optimizer, gradients))
 
 
 def test_loss_scaling_of_layers_changes_nothing() -> None:
@@ -268,10 +238,10 @@ def test_loss_scaling_of_layers_changes_nothing() -> None:
     unscaled = scaled.get_unscaled_gradients(
         [tf.constant(g * 1024.0) for g in values])
     scaled.apply_gradients(zip(unscaled, variables, strict=True))
-  _assert_close(variables, plain)
+  updating.assert_close(variables, plain)
   before = [v.numpy() for v in variables]
   scaled.apply_gradients([(tf.fill(v.shape, np.inf), v) for v in variables])
-  _assert_equal(before, variables)
+  updating.assert_equal(before, variables)
 
 
 def test_sparse_gradient_equals_its_dense_form() -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+import functools
 import json
 import pathlib
 from typing import Any
@@ -9,42 +10,21 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf.optimizers import lars, schedules
+from tests.optimizers import updating
 from tests.reference import lars as reference
 
-_Gradients = list[list[np.ndarray]]
 _SHAPES = {'conv/kernel': (3, 3, 2, 4), 'dense/kernel': (6, 5), 'bias': (5,)}
 _SETTINGS = dict(learning_rate=2.0, momentum=0.9, weight_decay=0.05, eeta=0.02,
                  epsilon=0.0, nesterov=False)
 
 
-def _variables() -> list[tf.Variable]:
-  random = np.random.default_rng(1)
-  return [tf.Variable(random.normal(size=shape).astype(np.float32), name=name)
-          for name, shape in _SHAPES.items()]
+_variables = functools.partial(updating.variables, _SHAPES)
+_gradients = functools.partial(updating.gradients, _SHAPES)
+_run = functools.partial(updating.run, _SHAPES)
 
 
-def _gradients(steps: int) -> _Gradients:
-  random = np.random.default_rng(2)
-  return [[random.normal(size=shape).astype(np.float32)
-           for shape in _SHAPES.values()] for _ in range(steps)]
-
-
-def _run(optimizer: tf.keras.optimizers.Optimizer, gradients: _Gradients,
-         jit_compile: bool | None = None) -> list[np.ndarray]:
-  variables = _variables()
-  optimizer.build(variables)
-
-  def apply(values: list[tf.Tensor]) -> None:
-    optimizer.apply_gradients(zip(values, variables, strict=True))
-
-  if jit_compile is not None:
-    apply = tf.function(apply, jit_compile=jit_compile)
-  for values in gradients:
-    apply([tf.constant(value) for value in values])
-  return [variable.numpy() for variable in variables]
-
-
-def _run_twin(gradients: _Gradients, excluded: Sequence[str] = ('bias',),
+def _run_twin(gradients: updating.Gradients,
+              excluded: Sequence[str] = ('bias',),
               **settings: Any) -> list[np.ndarray]:
   weights = [v.numpy().astype(np.float64) for v in _variables()]
   velocities = [np.zeros_like(w) for w in weights]
@@ -54,17 +34,6 @@ def _run_twin(gradients: _Gradients, excluded: Sequence[str] = ('bias',),
           weights[i], velocities[i], g.astype(np.float64),
           excluded=name in excluded, **settings)
   return weights
-
-
-def _assert_close(
-    actual: Sequence[Any], expected: Sequence[Any], atol: float = 1e-6) -> None:
-  for a, b in zip(actual, expected, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=atol)
-
-
-def _assert_equal(actual: Sequence[Any], expected: Sequence[Any]) -> None:
-  for a, b in zip(actual, expected, strict=True):
-    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('changes', [
@@ -78,9 +47,9 @@ def test_twenty_updates_agree_with_the_twin(
   gradients = _gradients(20)
   actual = _run(lars.Lars(**settings), gradients, jit_compile)
   expected = _run_twin(gradients, **settings)
-  _assert_close(actual[:2], expected[:2])
+  updating.assert_close(actual[:2], expected[:2])
   # The excluded bias moves by about 40, the scaled tensors by about 1.
-  _assert_close(actual[2:], expected[2:], atol=2e-5)
+  updating.assert_close(actual[2:], expected[2:], atol=2e-5)
 
 
 def test_one_update_by_hand() -> None:
@@ -124,7 +93,7 @@ def test_without_a_clip_bits_are_those_of_the_formula(
         step = 2.0 * trust * (g + 0.05 * w)
       velocities[i] = 0.9 * velocities[i] + step
       w.assign_sub(velocities[i])
-  _assert_equal(ours, variables)
+  updating.assert_equal(ours, variables)
 
 
 def test_nesterov_by_hand() -> None:
@@ -181,9 +150,9 @@ def test_with_everything_excluded_it_is_keras_sgd(
   keras = _run(tf.keras.optimizers.SGD(
       0.1, momentum=momentum, nesterov=nesterov), gradients)
   if nesterov:  # The two add in another order.
-    _assert_close(ours, keras)
+    updating.assert_close(ours, keras)
   else:
-    _assert_equal(ours, keras)
+    updating.assert_equal(ours, keras)
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
@@ -196,7 +165,7 @@ def test_model_garden_agrees_where_the_formulas_coincide(
   variables = _variables()
   for values in gradients:
     oracle.apply_gradients(zip(values, variables, strict=True))
-  _assert_close(ours, [v.numpy() for v in variables], atol=2e-6)
+  updating.assert_close(ours, [v.numpy() for v in variables], atol=2e-6)
 
 
 def test_exclusion_by_rank_and_by_name() -> None:
@@ -205,7 +174,7 @@ def test_exclusion_by_rank_and_by_name() -> None:
   assert lars.Lars().excluded_names(_variables()) == ['bias:0']
   gradients = _gradients(5)
   expected = _run_twin(gradients, ('dense/kernel', 'bias'), **_SETTINGS)
-  _assert_close(_run(optimizer, gradients), expected, atol=1e-5)
+  updating.assert_close(_run(optimizer, gradients), expected, atol=1e-5)
 
 
 def test_the_schedule_is_read_at_the_update_s_index() -> None:
@@ -236,7 +205,7 @@ def test_config_round_trip() -> None:
   copy = tf.keras.optimizers.deserialize(serialized)
   assert isinstance(copy, lars.Lars) and copy.get_config() == config
   gradients = _gradients(3)
-  _assert_equal(_run(copy, gradients), _run(optimizer, gradients))
+  updating.assert_equal(_run(copy, gradients), _run(optimizer, gradients))
 
 
 def test_checkpoint_continues_bit_for_bit(tmp_path: pathlib.Path) -> None:
@@ -254,7 +223,7 @@ def test_checkpoint_continues_bit_for_bit(tmp_path: pathlib.Path) -> None:
   for values in gradients[3:]:
     optimizer.apply_gradients(zip(values, variables, strict=True))
   assert optimizer.iterations.numpy() == 6
-  _assert_equal(straight, variables)
+  updating.assert_equal(straight, variables)
 
 
 def test_loss_scaling_changes_nothing_and_skips_infinite_gradients() -> None:
@@ -268,9 +237,9 @@ def test_loss_scaling_changes_nothing_and_skips_infinite_gradients() -> None:
     unscaled = scaled.get_unscaled_gradients(
         [tf.constant(g * 1024.0) for g in values])
     scaled.apply_gradients(zip(unscaled, variables, strict=True))
-  _assert_equal(plain, variables)
+  updating.assert_equal(plain, variables)
   scaled.apply_gradients([(tf.fill(v.shape, np.inf), v) for v in variables])
-  _assert_equal(plain, variables)
+  updating.assert_equal(plain, variables)
   assert scaled.loss_scale.numpy() == 512.0
 
 
