@@ -13,7 +13,7 @@ def travels(config: ExperimentConfig) -> bool:
   return is_on(config) and config.compression.per == 'replica'
 
 
-def ignored(config: ExperimentConfig) -> set[str]:
+def unused(config: ExperimentConfig) -> set[str]:
   """Keys that this run does not look at."""
   if is_on(config):
     return set()

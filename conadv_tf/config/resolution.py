@@ -145,7 +145,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   elif method.name == 'conadv' and (
       method.lag == 0 or method.pairing == 'next_batch'):
     ignored |= {'method.execution'}
-  ignored |= compression_rules.ignored(config)
+  ignored |= compression_rules.unused(config)
   ignored |= _unused_of_data(config.data) | unlabelled_rules.unused(config)
   if config.runtime.strategy != 'multi_worker_mirrored':
     ignored |= {'runtime.communication'}

@@ -16,7 +16,6 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
 import tensorflow as tf
 
 from conadv_tf import config, randomness
@@ -71,11 +70,13 @@ class Smoothing:
     Args:
       count: how often the class came in `n` trials.
     """
+    from scipy import stats  # A third of a second, which training is spared.
     return stats.binomtest(count, self.n, alternative="greater").proportion_ci(
         1 - self.alpha, method="exact").low
 
   def radius(self, count: int) -> float | None:
     """The certified l2 radius, pixels 0..1; None where it must abstain."""
+    from scipy import stats
     bound = self.bound(count)
     return self.sigma * stats.norm.ppf(bound) if bound >= 0.5 else None
 
