@@ -47,7 +47,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
   batch, runtime = resolved.data.global_batch_size, resolved.runtime
   schedule, attack = resolved.schedule, resolved.attack
   steps_per_epoch, total_steps, warmup_steps = _count_steps(
-      schedule, num_examples, batch)
+      schedule, num_examples, batch, runtime.micro_batches)
   if total_steps < 1:
     raise InputError(
         f'schedule.epochs: {show(schedule.epochs)} epochs of {num_examples} '
@@ -80,8 +80,8 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
   return resolved
 
 
-def _count_steps(schedule: ScheduleConfig, num_examples: int, batch: int
-                 ) -> tuple[float, int, int]:
+def _count_steps(schedule: ScheduleConfig, num_examples: int, batch: int,
+                 micro_batches: int) -> tuple[float, int, int]:
   """Returns (steps of an epoch, of the run, of the warm-up).
 
   The MLPerf reference (mlcommons/training, resnet-tf2, resnet_runnable.py)
@@ -92,6 +92,11 @@ def _count_steps(schedule: ScheduleConfig, num_examples: int, batch: int
     whole = num_examples // batch
     return (float(whole), int(schedule.epochs * whole),
             int(schedule.warmup_epochs * whole))
+  if schedule.convention == 'whole_passes':
+    passes = -(-num_examples * micro_batches // batch)
+    steps_per_epoch = passes / micro_batches
+    return (steps_per_epoch, int(schedule.epochs * steps_per_epoch),
+            round(schedule.warmup_epochs * steps_per_epoch))
   steps_per_epoch = num_examples / batch
   return (steps_per_epoch, round(schedule.epochs * num_examples / batch),
           round(schedule.warmup_epochs * steps_per_epoch))

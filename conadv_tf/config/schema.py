@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from official.modeling.hyperparams import base_config
 
+from conadv_tf.config.text_schema import PerturbationConfig, TextConfig
+
 # The base class takes list[str] for a class on Python 3.10, and fails.
 _List = typing.List  # noqa: UP006, UP035
 
@@ -238,7 +240,8 @@ class ScheduleConfig(base_config.Config):
   At `decay_epochs` the rate reaches end_lr and stays; null: at the end.
 
   `convention: mlperf` counts as the MLPerf reference does: whole updates an
-  epoch (N // B), and a decay that is one update longer than the run.
+  epoch (N // B), and a decay that is one update longer than the run;
+  `whole_passes`: an epoch's last micro batch counts as a whole one.
   """
   name: Literal[
       'polynomial', 'piecewise', 'cosine', 'cyclic', 'constant'] = 'polynomial'
@@ -250,7 +253,8 @@ class ScheduleConfig(base_config.Config):
   decay_epochs: float | None = None
   boundaries: _List[float] = dataclasses.field(default_factory=list)
   values: _List[float] = dataclasses.field(default_factory=list)
-  convention: Literal['exact', 'mlperf'] = 'exact'
+  convention: Literal[
+      'exact', 'mlperf', 'whole_passes'] = 'exact'
 
 
 @dataclasses.dataclass
@@ -344,10 +348,12 @@ class ExperimentConfig(base_config.Config):
   """Everything a run depends on."""
   seed: int = 0
   data: DataConfig = _group(DataConfig)
+  text: TextConfig = _group(TextConfig)
   model: ModelConfig = _group(ModelConfig)
   objective: ObjectiveConfig = _group(ObjectiveConfig)
   method: MethodConfig = _group(MethodConfig)
   attack: AttackConfig = _group(AttackConfig)
+  perturbation: PerturbationConfig = _group(PerturbationConfig)
   growth: GrowthConfig = _group(GrowthConfig)
   curvature: CurvatureConfig = _group(CurvatureConfig)
   compression: CompressionConfig = _group(CompressionConfig)

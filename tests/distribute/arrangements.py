@@ -70,7 +70,8 @@ def _run(case: str, strategy: str, communication: str,
   experiment = experiments.build(config, machines=machines)
   trainer = experiment.trainer
   trainer.fit(experiment.train_dataset(0), steps_per_epoch=UPDATES, verbose=0)
-  figures = experiment.evaluate(["pgd2"])
+  figures = experiment.evaluate(
+      ["pgd2@8" if config.attack.norm == "l2" else "pgd2"])
   if case == "deterministic":
     figures["top_eigenvalue"] = experiment.curvature(
         examples=10, iterations=5)["top_eigenvalue"]
