@@ -25,7 +25,7 @@ help:
 	@echo "make imagenette DATA=folder   ResNet-18 on photographs, 2 epochs"
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  all tests"
-	@echo "make test-ci   those of .ci/run, without the longest"
+	@echo "make test-ci   those of .ci/run: of the slow ones, several processes'"
 	@echo "make lint      ruff, and the BUILD files against the imports"
 	@echo "make clean     remove .venv, caches and $(DEMO)"
 
@@ -81,7 +81,7 @@ test-all: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile
 
 test-ci: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow or processes"
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

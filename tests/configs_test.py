@@ -85,12 +85,8 @@ def _two_updates() -> list[object]:
         (_RECIPES_OF, _DAT))
     slow = (is_large or name in seen or name == 'resnet18') and path not in (
         f'{_RECIPES_OF}c1/absa.yaml', f'{_RECIPES_OF}c1/gg.yaml')
-    # With another model in its place a recipe differs little from the next.
-    is_long = slow and (name in seen or is_large and again) and (
-        not path.startswith(_DAT))
     parameters.append(pytest.param(
-        path, again and name in seen,
-        marks=[pytest.mark.slow] * slow + [pytest.mark.long] * is_long))
+        path, again and name in seen, marks=[pytest.mark.slow] * slow))
     seen.add(name)
   return parameters
 

@@ -33,6 +33,16 @@ def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
 tf.data.Dataset._apply_debug_options = _untuned  # pylint: disable=protected-access
 
 
+_OF_PROCESSES = ("tests/distribute/", "tests/faults/", "local_cluster_test.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Marks what several processes do together: only whole machines show it."""
+  for item in items:
+    if any(part in item.nodeid for part in _OF_PROCESSES):
+      item.add_marker(pytest.mark.processes)
+
+
 def pytest_collection_finish() -> None:
   """What imports and collecting made stays: collections of garbage skip it."""
   gc.collect()

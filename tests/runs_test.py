@@ -198,7 +198,8 @@ def test_a_lost_record_is_named(copied: pathlib.Path) -> None:
     runs.run(tiny.load(_SETTINGS), str(copied), quiet=True)
 
 
-@pytest.mark.parametrize('when', ['forward', 'save'])
+@pytest.mark.parametrize('when', [
+    pytest.param('forward', marks=pytest.mark.slow), 'save'])
 def test_an_exception_leaves_a_run_that_goes_on(
     finished: pathlib.Path, tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch, when: str) -> None:

@@ -29,8 +29,7 @@ def _run(folder: pathlib.Path, strategy: str, workers: int,
 @pytest.mark.parametrize("workers, cases", [
     (2, [*(case for case in arrangements.CASES if case != "virtual"),
          arrangements.RESUMED]),
-    pytest.param(3, ["8 bits", "2 sides", "scatter"],
-                 marks=pytest.mark.long)])
+    (3, ["8 bits", "2 sides", "scatter"])])
 def test_the_same_weights_on_all_workers(
     workers: int, cases: list[str], tmp_path: pathlib.Path) -> None:
   found = _run(tmp_path, "multi_worker_mirrored", workers, 1, cases)
@@ -60,8 +59,7 @@ def test_the_same_weights_on_all_workers(
     reason="needs a network namespace of its own, that is root")
 @pytest.mark.parametrize("workers, limits", [
     (2, {"8_bits": 0.27}),
-    pytest.param(3, {"8_bits": 0.39, "8_bits_scatter": 0.27},
-                 marks=pytest.mark.long)])
+    (3, {"8_bits": 0.39, "8_bits_scatter": 0.27})])
 def test_bytes_on_the_loopback(workers: int, limits: dict[str, float],
                                tmp_path: pathlib.Path) -> None:
   output = tmp_path / "traffic.json"

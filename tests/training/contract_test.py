@@ -14,14 +14,11 @@ from tests.methods import running
 
 # `make test-all` does not leave any out.
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 2', 'dat', 'recycled lag 0',
-         'smooth at')
-_LONG = ('conadv lag 3', 'conadv 3 streams', 'conadv next batch',
+         'smooth at', 'conadv lag 3', 'conadv 3 streams', 'conadv next batch',
          'conadv every 3', 'dat paper', 'dat trades', 'recycled shared')
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
-  if name in _LONG:
-    return [pytest.mark.slow, pytest.mark.long]
   return [pytest.mark.slow] if name in _SLOW else []
 
 
@@ -60,7 +57,8 @@ def test_arrangements_of_equal_virtual_replicas_agree_bit_for_bit(
   assert np.abs(_values(name, 1, True) - expected).max() > 1e-4
 
 
-@pytest.mark.parametrize('name', ['vanilla', 'conadv'])
+@pytest.mark.parametrize('name', [
+    'vanilla', pytest.param('conadv', marks=pytest.mark.slow)])
 def test_arrangements_agree_closely_without_deterministic(
     name: str, mirrored: tf.distribute.Strategy) -> None:
   trainer = running.train(
