@@ -129,9 +129,9 @@ def measure(experiment: Experiment, what: Plan) -> dict[str, Any]:
   Returns:
     `attacks`: a list of one dictionary for every branch and attack, whose
     first of each branch is the clean accuracy on the same examples, `none`;
-    `sanity/checks`, `sanity/passed`; and `<prefix>/robust_accuracy_<name>`
-    with prefix `validation`, or `validation_adversarial` for the second of
-    two branches.
+    `sanity/checks` and, where there are any, `sanity/passed`; and
+    `<prefix>/robust_accuracy_<name>` with prefix `validation`, or
+    `validation_adversarial` for the second of two branches.
   """
   work = sum(attack.passes for attack in what.attacks.values()) + 1
   progress = Progress(work * len(what.branches))
@@ -149,8 +149,9 @@ def measure(experiment: Experiment, what: Plan) -> dict[str, Any]:
             for row in rows[1:]})
   finally:
     progress.close()
-  report["sanity/passed"] = all(
-      check["passed"] for check in report["sanity/checks"])
+  if report["sanity/checks"]:
+    report["sanity/passed"] = all(
+        check["passed"] for check in report["sanity/checks"])
   return report
 
 
