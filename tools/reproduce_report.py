@@ -45,13 +45,14 @@ def values_of(results: Results, way: str, key: str) -> np.ndarray:
 
 
 def cell(values: np.ndarray, key: str) -> str:
-  """Mean ± deviation (n); accuracies in %."""
+  """Mean ± deviation; accuracies in %, equal whole numbers without decimals."""
   if not len(values):
     return "-"
+  counts = np.all(values == values[0]) and values[0].is_integer()
   if "accuracy" in key:
-    values = 100 * values
+    values, counts = 100 * values, False
   mean = values.mean()
-  digits = 2 if abs(mean) < 1000 else 0
+  digits = 0 if counts or abs(mean) >= 1000 else 2
   text = f"{mean:,.{digits}f}"
   if len(values) > 1:
     text += f" ± {values.std(ddof=1):,.{digits}f}"

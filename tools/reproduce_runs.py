@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from conadv_tf import config as config_lib
 from conadv_tf import exits
 from conadv_tf.config import InputError
 from tools import reproduce_suite as suites
 
 _DIVERGED = exits.Diverged.exit_code
+# No figure of a run depends on them.
+_OTHER_GROUPS = ("derived", "checkpoint", "mlperf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +181,14 @@ class Runner:
     Args:
       runs: those that are done are left alone, others resume.
       then: called after each, in its thread.
+
+    Raises:
+      InputError: if one that is done was trained with another configuration,
+        before anything is trained; or if a training fails.
     """
+    for run in runs:
+      if run.is_done:
+        self.check(run)
     total = sum(not run.is_done for run in runs)
     numbers = itertools.count(1)  # `next` of it needs no lock
     started = time.monotonic()
@@ -204,29 +214,61 @@ class Runner:
     self._say(f"[{done}/{total}] {run.path.relative_to(self._folder)}{state}"
               f"; about {left / 60:.0f} min left")
 
-  def command(self, run: Run) -> list[str]:
-    """The training command."""
+  def _overrides(self, run: Run) -> list[str]:
     overrides = [*self._suite.overrides, *run.way.overrides, *run.overrides,
                  f"seed={run.seed}"]
+    if run.way.workers > 1:
+      overrides.insert(0, "runtime.strategy=multi_worker_mirrored")
     if self._suite.data:
       overrides.append(f"data.path={self._folder / 'train.npz'}")
-    return [sys.executable, "-m", "conadv_tf.train",
-            *(f"--config_file={path}" for path in self._suite.config),
-            *(f"--params_override={text}" for text in overrides),
-            f"--model_dir={run.path}"]
+    return overrides
+
+  def command(self, run: Run) -> list[str]:
+    """The training command."""
+    command = [sys.executable, "-m", "conadv_tf.train",
+               *(f"--config_file={path}" for path in self._suite.config),
+               *(f"--params_override={text}"
+                 for text in self._overrides(run)),
+               f"--model_dir={run.path}"]
+    if run.way.workers > 1:
+      return [sys.executable, "-m", "tools.local_cluster",
+              f"--workers={run.way.workers}", "--", *command]
+    return command
+
+  def check(self, run: Run) -> None:
+    """Compares a run's params.yaml with what its command would now give.
+
+    Raises:
+      InputError: if a key differs, but for the place of the suite's data and
+        the number of replicas where the command leaves it to the machine.
+    """
+    before, now = (dict(config_lib.flatten(config.as_dict())) for config in (
+        config_lib.load([str(run.path / "params.yaml")]),
+        config_lib.load(list(self._suite.config), self._overrides(run))))
+    for key, value in now.items():
+      if (key.partition(".")[0] in _OTHER_GROUPS or value == before[key]
+          or (key == "data.path" and self._suite.data)
+          or (key == "runtime.num_replicas" and value is None)):
+        continue
+      raise InputError(
+          f"{run.path} was trained with {key}={json.dumps(before[key])}, not "
+          f"with {key}={json.dumps(value)} as it would be now; move it away, "
+          "or name another --output")
 
   def _train(self, run: Run) -> None:
-    code = self.call(self.command(run), pathlib.Path(f"{run.path}.log"))
+    code = self.call(self.command(run), pathlib.Path(f"{run.path}.log"),
+                     run.way.workers)
     if code == _DIVERGED:
       (run.path / "diverged").touch()
     elif code:
       raise InputError(
           f"{run.path} ended with code {code}, see {run.path}.log")
 
-  def call(self, command: Sequence[str], log: pathlib.Path) -> int:
+  def call(self, command: Sequence[str], log: pathlib.Path,
+           processes: int = 1) -> int:
     """Runs a command with its share of the cores; returns its exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // self._jobs))
+    threads = str(max(1, (os.cpu_count() or 1) // (self._jobs * processes)))
     with open(log, "a", encoding="utf-8") as file:
       file.write(" ".join(command) + "\n")
       file.flush()

@@ -91,6 +91,7 @@ class Way:
     like: another way, whose tuned values it takes; None: its own.
     paper: column of a table -> what the paper prints.
     seeds: of the suite's, those that it is trained with; None means all.
+    workers: processes that train it together.
   """
 
   name: str
@@ -99,6 +100,7 @@ class Way:
   like: str | None = None
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seeds: tuple[int, ...] | None = None
+  workers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Suite:
 
 _KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
          "evaluate", "tune", "budgets", "ways", "tables", "figures"}
-_WAY_KEYS = {"set", "tune", "like", "paper", "seeds"}
+_WAY_KEYS = {"set", "tune", "like", "paper", "seeds", "workers"}
 
 
 def names() -> list[str]:
@@ -195,9 +197,13 @@ def _way(where: str, name: str, tree: Any, tuning: Tuning | None,
     tuning = Tuning(**own)
   elif not own or like:
     tuning = None
+  workers = tree.get("workers", 1)
+  if not isinstance(workers, int) or workers < 1:
+    raise InputError(f"{where}: workers: must be a whole number above 0, got "
+                     f"{workers}")
   return Way(name, tuple(_overrides(where, tree.get("set", ()), sets)), tuning,
              like, tree.get("paper", {}),
-             tuple(tree["seeds"]) if "seeds" in tree else None)
+             tuple(tree["seeds"]) if "seeds" in tree else None, workers)
 
 
 def _evaluation(where: str, name: str, tree: Any,

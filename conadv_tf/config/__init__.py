@@ -22,6 +22,7 @@ from conadv_tf.config.schema import (
     DerivedConfig,
     EvaluationConfig,
     ExperimentConfig,
+    flatten,
     GrowthConfig,
     InputError,
     MethodConfig,

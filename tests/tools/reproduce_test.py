@@ -168,6 +168,58 @@ def test_tuning_takes_the_best_that_did_not_diverge(
     runner.chosen(way)
 
 
+_OF_FIXED = {'schedule.epochs': 1, 'schedule.warmup_epochs': 0,
+             'evaluation.batch_size': 8, 'model.name': 'resnet8'}
+
+
+def _leave_run(folder: pathlib.Path, **pairs: object) -> None:
+  """What the shipped configuration with these overrides leaves."""
+  folder.mkdir(parents=True)
+  (folder / 'results.json').write_text('{}')
+  config.save(config.resolve(config.load(
+      ['configs/digits/vanilla.yaml'],
+      [f'{key}={value}' for key, value in pairs.items()]), 1442),
+              str(folder / 'params.yaml'))
+
+
+def test_a_done_run_of_another_configuration_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(reproduce_runs.Runner, 'call', None)  # nothing is run
+  suite = _suite(tmp_path)
+  runner = reproduce_runs.Runner(suite, tmp_path, 1, lambda text: None)
+  way, path = suite.ways['vanilla'], tmp_path / 'vanilla' / 'seed1'
+  _leave_run(path, **{'schedule.epochs': 1, 'schedule.warmup_epochs': 0,
+                      'schedule.peak_lr': 1, 'seed': 1})
+  runner.run([reproduce_runs.Run(way, 1, ('schedule.peak_lr=1',), path)],
+             lambda run: None)
+  new = reproduce_runs.Run(way, 2, ('schedule.peak_lr=2',), tmp_path / 'new')
+  for seed, rate, old, now in (
+      (1, 4, 'schedule.peak_lr=1.0', 'schedule.peak_lr=4.0'),
+      (3, 1, 'seed=1', 'seed=3')):
+    other = reproduce_runs.Run(way, seed, (f'schedule.peak_lr={rate}',), path)
+    with pytest.raises(config.InputError, match=(
+        f'{path} was trained with {old}, not with {now} as it would be now; '
+        'move it away')):
+      runner.run([new, other], lambda run: None)
+  # The folder may move, the data in it with it.
+  suite = dataclasses.replace(suite, data=suites.Data(1, 1, 1))
+  reproduce_runs.Runner(suite, tmp_path, 1).check(
+      reproduce_runs.Run(way, 1, ('schedule.peak_lr=1',), path))
+
+
+def test_several_workers_train_a_way(tmp_path: pathlib.Path) -> None:
+  suite = _suite(tmp_path, _SUITE.replace('seeds: [1]', 'workers: 2'))
+  command = reproduce_runs.Runner(suite, tmp_path, 1).command(
+      reproduce_runs.Run(suite.ways['fixed'], 1, (), tmp_path / 'run'))
+  before, after = command[:command.index('--')], command[
+      command.index('--') + 1:]
+  assert before[1:] == ['-m', 'tools.local_cluster', '--workers=2']
+  assert after[1:3] == ['-m', 'conadv_tf.train']
+  assert '--params_override=runtime.strategy=multi_worker_mirrored' in after
+  with pytest.raises(config.InputError, match='way fixed: workers: must be'):
+    _suite(tmp_path, _SUITE.replace('seeds: [1]', 'workers: 0'))
+
+
 def test_only_what_is_not_done_is_trained(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   commands_, codes = [], [0, 3, 1]
@@ -182,10 +234,9 @@ def test_only_what_is_not_done_is_trained(
   suite, after = _suite(tmp_path), []
   runner = reproduce_runs.Runner(suite, tmp_path, 1, lambda text: None)
   done, other, third, failing = (
-      reproduce_runs.Run(suite.ways['fixed'], seed, ('a=1',),
+      reproduce_runs.Run(suite.ways['fixed'], seed, ('model.name=resnet8',),
                          tmp_path / str(seed)) for seed in range(4))
-  done.path.mkdir()
-  (done.path / 'results.json').write_text('{}')
+  _leave_run(done.path, **_OF_FIXED)
   runner.run([done, other, third], after.append)
   assert after == [done, other, third] and len(commands_) == 2
   assert [run.diverged for run in after] == [False, False, True]
@@ -197,7 +248,7 @@ def test_only_what_is_not_done_is_trained(
   assert '--params_override=seed=1' in command
   assert '--params_override=schedule.epochs=1' in command
   assert command.index('--params_override=evaluation.batch_size=8'
-                       ) < command.index('--params_override=a=1')
+                       ) < command.index('--params_override=model.name=resnet8')
 
 
 def test_tables(tmp_path: pathlib.Path) -> None:
@@ -208,8 +259,16 @@ def test_tables(tmp_path: pathlib.Path) -> None:
   assert reproduce_report.table(
       suite, suite.tables[0], results).splitlines()[2:] == [
           '| vanilla | 2 | 51.00 ± 1.41 | 1,500 ± 0 | 76.5 |',
-          '| like | 1 (+1 diverged) | 25.00 | 7.00 |  |',
+          '| like | 1 (+1 diverged) | 25.00 | 7 |  |',
           '| fixed | 0 | - | - |  |']
+
+
+@pytest.mark.parametrize(('key', 'values', 'shown'), [
+    ('step', [703, 703], '703 ± 0'), ('step', [703, 704], '703.50 ± 0.71'),
+    ('seconds', [7.5], '7.50'), ('test/accuracy', [1, 1], '100.00 ± 0.00')])
+def test_equal_whole_numbers_have_no_decimals(
+    key: str, values: list[float], shown: str) -> None:
+  assert reproduce_report.cell(np.array(values, float), key) == shown
 
 
 def test_the_edge_of_a_grid_is_told(tmp_path: pathlib.Path) -> None:
