@@ -24,7 +24,7 @@ LEVELS = (
     ("command_line", "experiment"),
     ("description",),
     ("runs", "saved_runs", "robustness"),
-    ("__init__", "train", "evaluate", "export"),
+    ("__init__", "train", "evaluate", "export", "doctor"),
 )
 LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}
 # A method stands alone, on what is common to all of them.
