@@ -1,5 +1,6 @@
 """Attacks that make adversarial examples."""
 
+from conadv_tf.attacks.embeddings import Perturbation
 from conadv_tf.attacks.gradient import Pgd
 
-__all__ = ["Pgd"]
+__all__ = ["Perturbation", "Pgd"]

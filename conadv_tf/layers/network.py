@@ -1,17 +1,17 @@
 """A Keras model whose batch normalisations know several branches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import logging
 import types
 
-import numpy as np
 import tensorflow as tf
 
 from conadv_tf import randomness
 from conadv_tf.layers import (
+  cloning,
   group_statistics,
-  rebuilding,
   routed_dropout,
+  routed_embedding,
   routing,
   split_batch_norm,
 )
@@ -25,96 +25,7 @@ _STATEFUL_RANDOM = frozenset({
     "RngReadAndSkip", "StatefulUniform", "StatefulStandardNormalV2"})
 
 
-def clone(model: tf.keras.Model) -> tf.keras.Model:
-  """Builds the same model again, with the same weights in new variables.
-
-  Args:
-    model: a built Keras model. A subclassed one needs `get_config` (Keras
-      writes it itself where `__init__` takes plain numbers and strings).
-
-  Raises:
-    ValueError: if the model is not built or cannot be built again.
-  """
-  if not model.built:
-    raise ValueError(
-        f"model {model.name!r} is not built; call it on one batch first")
-  try:
-    copy = rebuilding.rebuild(model)
-    if not copy.built:
-      copy(_example_inputs(model, rows=1), training=False)
-    _copy_flags(model, copy)
-    copy.set_weights([read(v) for v in model.weights])
-  except (NotImplementedError, TypeError, ValueError) as error:
-    raise ValueError(
-        f"model {model.name!r} ({type(model).__name__}) cannot be cloned: "
-        f"{error}; implement get_config so that from_config(get_config()) "
-        "builds it again") from error
-  return copy
-
-
-def _copy_flags(model: tf.keras.Model, copy: tf.keras.Model) -> None:
-  """Copies what configs lose, before weights: their order depends on it."""
-  for source, target in zip(
-      model._flatten_layers(), copy._flatten_layers()):  # pylint: disable=protected-access
-    # Set on a layer or container after it was built.
-    target._trainable = source._trainable  # pylint: disable=protected-access
-    if isinstance(source, split_batch_norm.BATCH_NORMS):
-      # Not in the config of BatchNormalization(synchronized=True).
-      target.synchronized = source.synchronized
-      target.fused = source.fused
-
-
-def _check_same_function(model: tf.keras.Model, copy: tf.keras.Model) -> None:
-  """Raises ValueError if a lossy get_config has made another model."""
-  example = _example_inputs(model, rows=2)
-  if example.dtype.is_floating:  # not zeros, which hide most differences
-    example = tf.random.stateless_uniform(example.shape, [0, 1],
-                                          dtype=example.dtype)
-
-  def outputs(m: tf.keras.Model) -> np.ndarray:
-    tensors = tf.nest.flatten(m(example, training=False))
-    return np.concatenate([np.ravel(t) for t in tensors]).astype(np.float32)
-
-  def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-  expected = outputs(model)
-  # A model that is random even in evaluation differs from itself.
-  if not same(expected, outputs(copy)) and same(expected, outputs(model)):
-    raise ValueError(
-        f"model {model.name!r} ({type(model).__name__}) gives other outputs "
-        "when it is built again from its config; implement get_config with "
-        "all arguments of the model and its layers")
-
-
-def read(variable: tf.Variable) -> np.ndarray:
-  """A variable's value on the first replica.
-
-  Reading a per-replica moving statistic the ordinary way averages it, which
-  rounds even where all replicas hold the same value.
-  """
-  return getattr(variable, "values", (variable,))[0].numpy()
-
-
-def values(variables: Sequence[tf.Variable]) -> list[np.ndarray]:
-  """Values on the first replica."""
-  return [read(v) for v in variables]
-
-
-def _example_inputs(model: tf.keras.Model, rows: int) -> tf.Tensor:
-  """Zeros of the shape that the model was built for, [rows, ...]."""
-  spec = model.inputs[0] if model.inputs else None
-  if spec is None:
-    saved = model.save_spec()
-    if saved is None:
-      raise ValueError(
-          f"model {model.name!r} does not know its input shape; call it on "
-          "one batch first")
-    spec = tf.nest.flatten(saved)[0]
-  shape = [rows] + list(spec.shape[1:])
-  if None in shape:
-    shape = [32 if s is None else s for s in shape]
-  return tf.zeros(shape, spec.dtype)
+clone, read, values = cloning.clone, cloning.read, cloning.values
 
 
 class Network(tf.Module):
@@ -128,6 +39,9 @@ class Network(tf.Module):
     layers: the converted batch normalisations in the model's order.
     layer_variables: for each of them, branch -> BranchVariables.
     output_shape: of the model, [2, classes].
+    word_embeddings: the layer that `logits_from` stands in for, or None.
+    pad_id: the token that is padding: the model's attribute of this name,
+      else 0.
   """
 
   def __init__(self, model: tf.keras.Model, branches: tuple[str, ...],
@@ -135,7 +49,8 @@ class Network(tf.Module):
     """Clones and converts a model; the original stays as it is.
 
     Args:
-      model: any built Keras model with one input and one output.
+      model: any built Keras model with one input, of floats or (where it
+        has word embeddings) of token ids, and one output.
       branches: from `routing.BRANCHES`.
       group_size: neighbouring replicas that share batch statistics in TRAIN;
         0 means all, 1 none. PROBE is always local.
@@ -153,12 +68,14 @@ class Network(tf.Module):
     for layer in model._flatten_layers():  # pylint: disable=protected-access
       split_batch_norm.check_supported(layer)
     self.model = clone(model)
-    _check_same_function(model, self.model)
+    cloning.check_same_function(model, self.model)
     self.layers: list[tf.keras.layers.Layer] = []
     self.layer_variables: list[
         dict[str, split_batch_norm.BranchVariables]] = []
     self._extra: list[tf.Variable] = []
     self._extra_trainable: list[tf.Variable] = []
+    self.word_embeddings = routed_embedding.find(self.model)
+    self.pad_id = getattr(model, "pad_id", 0)
     self._convert()
     self._called = self._discover()
 
@@ -167,6 +84,8 @@ class Network(tf.Module):
     trainable = {id(v) for v in self.model.trainable_variables}
     for position, layer in enumerate(
         self.model._flatten_layers(include_self=False)):  # pylint: disable=protected-access
+      if layer is self.word_embeddings:
+        routed_embedding.route(layer)
       if not isinstance(layer, split_batch_norm.BATCH_NORMS):
         routed_dropout.route(layer, position)
         continue
@@ -191,11 +110,13 @@ class Network(tf.Module):
     The trace also shows what would break the promises of `logits`: a layer
     that assigns a variable, and stateful random ops.
     """
-    example = _example_inputs(self.model, rows=2)
-    if not example.dtype.is_floating:
+    example = cloning.example_inputs(self.model, rows=2)
+    if not example.dtype.is_floating and self.word_embeddings is None:
       raise ValueError(
           f"model {self.model.name!r} takes {example.dtype.name} images, so no "
           "gradient reaches them; give it a float input")
+    self._input_dtype = (
+        tf.float32 if example.dtype.is_floating else example.dtype)
     called: set[int] = set()
 
     def trace(images: tf.Tensor) -> tf.Tensor:
@@ -264,7 +185,8 @@ class Network(tf.Module):
     """Runs the model; assigns nothing.
 
     Args:
-      images: [b, h, w, c], any real dtype, in the model's pixel range.
+      images: [b, h, w, c], any real dtype, in the model's pixel range; or
+        tokens, as in `embed`.
       segments: static ((branch, rows), ...) that cover the b rows in order.
       mode: TRAIN, PROBE or EVAL.
       key: int32 [2], for the dropout masks of TRAIN.
@@ -275,14 +197,80 @@ class Network(tf.Module):
       The model's output [b, classes] as float32; in TRAIN also the packed
       batch statistics, float32 [n], for `update_statistics`.
     """
-    route = routing.Route(segments, mode, key, self.group_size, fused)
+    return self._run(images, routing.Route(
+        segments, mode, key, self.group_size, fused))
+
+  def _run(self, inputs: tf.Tensor, route: routing.Route
+           ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
     with routing.routing(route):
-      outputs = self.model(tf.cast(images, tf.float32),
-                           training=mode is not routing.Mode.EVAL)
+      outputs = self.model(tf.cast(inputs, self._input_dtype),
+                           training=route.mode is not routing.Mode.EVAL)
     outputs = output_lib.as_float32(outputs)
-    if mode is not routing.Mode.TRAIN:
+    if route.mode is not routing.Mode.TRAIN:
       return outputs
     return outputs, self._pack(route)
+
+  def check_embeddings(self, attacks_images: bool, perturbs: bool) -> int:
+    """The width d of word embeddings, 0 without; refuses what cannot be.
+
+    Args:
+      attacks_images: whether inputs must be images.
+      perturbs: whether there must be word embeddings.
+
+    Raises:
+      ValueError: that says what is needed.
+    """
+    if attacks_images and self._input_dtype.is_integer:
+      raise ValueError(
+          f"model {self.model.name!r} takes token ids, which no attack on "
+          "images can change; use vanilla, scala or freelb")
+    layer = self.word_embeddings
+    if layer is None:
+      if perturbs:
+        raise ValueError(f"model {self.model.name!r} has no word embeddings: "
+                         + routed_embedding.NEEDED)
+      return 0
+    if perturbs and layer.compute_dtype != "float32":
+      raise ValueError(
+          f"layer {layer.name!r} computes in {layer.compute_dtype}, where "
+          "small perturbations are lost; give it dtype='float32'")
+    return layer.weights[0].shape[-1]
+
+  def embed(self, tokens: tf.Tensor) -> tf.Tensor:
+    """Looks up word embeddings, before positions and types are added.
+
+    Args:
+      tokens: the model's input, [b, L] token ids, or [b, L, 2] with the ids
+        in [..., 0] and types in [..., 1].
+
+    Returns:
+      float32 [b, L, d].
+    """
+    return self.word_embeddings(_token_ids(tokens))
+
+  def token_mask(self, tokens: tf.Tensor) -> tf.Tensor:
+    """1 for real tokens and 0 for padding (`pad_id`), float32 [b, L, 1]."""
+    ids = _token_ids(tokens)
+    real = tf.not_equal(ids, tf.cast(self.pad_id, ids.dtype))
+    return tf.cast(real, tf.float32)[..., None]
+
+  def logits_from(
+      self, embeddings: tf.Tensor, tokens: tf.Tensor,
+      segments: routing.Segments, mode: routing.Mode,
+      key: randomness.Key | None = None
+  ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
+    """As `logits(tokens, ...)`, with these in place of the looked up ones.
+
+    Args:
+      embeddings: float32 [b, L, d]; of `embed(tokens)` it is `logits` bit
+        for bit.
+      tokens: as in `embed`; masks and types come from them.
+      segments: as in `logits`.
+      mode: as in `logits`.
+      key: as in `logits`.
+    """
+    return self._run(tokens, routing.Route(
+        segments, mode, key, self.group_size, embeddings=embeddings))
 
   def _pack(self, route: routing.Route) -> tf.Tensor:
     values = []
@@ -371,6 +359,10 @@ class Network(tf.Module):
     """Copies values (in `variables` order) into this network, eagerly."""
     for target, value in zip(self.variables, values):
       target.assign(read(value) if isinstance(value, tf.Variable) else value)
+
+
+def _token_ids(tokens: tf.Tensor) -> tf.Tensor:
+  return tokens[..., 0] if tokens.shape.rank == 3 else tokens
 
 
 def convert(model: tf.keras.Model,

@@ -53,6 +53,8 @@ class Route:
     key: int32 [2] key of the dropout masks; None where none are drawn.
     group_size: replicas that share batch statistics in TRAIN; 0 means all.
     fused: whether moving statistics may go through the fused kernel.
+    embeddings: float32 [b, L, d], in place of word embeddings; None looks
+      them up.
     statistics: filled in TRAIN: (layer index, branch) -> a (mean, variance)
       pair for every call of that layer.
     calls: dropout layer index -> its calls so far in this pass.
@@ -63,6 +65,7 @@ class Route:
   key: randomness.Key | None = None
   group_size: int = 1
   fused: bool = True
+  embeddings: tf.Tensor | None = None
   statistics: dict[tuple[int, str], list[tuple[tf.Tensor, tf.Tensor]]] = (
       dataclasses.field(default_factory=dict))
   calls: dict[int, int] = dataclasses.field(default_factory=dict)

@@ -79,6 +79,8 @@ class Context:
     first: index of the first update since which something is held.
     virtual_replica: index v of this slice of the global batch.
     pixel_range: smallest and largest pixel value.
+    is_delayed: whether this update comes before the method's own begin; a
+      Python bool, since both kinds are traced.
     joined: whether the training pass takes clean and adversarial rows
       through the network together, or each on its own, side by side.
     scale_loss: multiplies the loss before differentiation (float16).
@@ -96,6 +98,7 @@ class Context:
   pixel_range: tuple[float, float]
   first: tf.Tensor | int = -1
   joined: bool = True
+  is_delayed: bool = False
   gamma: tf.Tensor | float = 0.0
   scale_loss: Any = lambda loss: loss
   unscale: Any = lambda gradients: gradients
@@ -120,6 +123,9 @@ class Method:
     passes_per_step: forward passes F of the clean batch that a step costs.
     longest_chain: passes F of a step that must run one after another.
     attacks: whether it makes adversarial images.
+    perturbs: whether it perturbs word embeddings, which the network must have.
+    embedding_width: their d, set by the trainer where it perturbs them.
+    delay: first update that differs from plain training.
     recycles: whether it makes them from the training pass's gradient.
     augments: whether it trains on `Batch.augmented` as well.
     gamma: initial share of the rows that it makes adversarial in place of
@@ -139,6 +145,9 @@ class Method:
   passes_per_step: float = 3.0
   longest_chain: float = 2.0
   attacks: bool = False
+  perturbs: bool = False
+  embedding_width: int = 0
+  delay: int = 0
   recycles: bool = False
   augments: bool = False
   gamma: float = 0.0
@@ -158,6 +167,14 @@ class Method:
     """Specs of what `prime` returns, for specs of a batch."""
     del batch, attack
     return ()
+
+  @property
+  def first_active(self) -> int:
+    """First update that is traced with `is_delayed` False.
+
+    With lookahead it attacks for update `delay`, and itself trains plainly.
+    """
+    return max(0, self.delay - self.lookahead)
 
   @property
   def holds(self) -> bool:

@@ -1,7 +1,7 @@
 """The two passes that methods are made of: the attack and the training pass."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -247,9 +247,7 @@ def train(ctx: method.Context, streams: Sequence[Stream],
   with tf.name_scope("backward"):
     targets = ctx.network.trainable_variables + (
         [streams[0].image] if to_images else [])
-    gradients = ctx.unscale(tape.gradient(
-        scaled, targets,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    gradients = gradients_of(ctx, tape, scaled, targets)
   image_gradient = ()
   if to_images:
     # Back from a share of a mean to a sum, as in an attack.
@@ -259,6 +257,19 @@ def train(ctx: method.Context, streams: Sequence[Stream],
   terms.update(_accuracy(streams[-1], outputs[-1]))
   return Pass(gradients, tf.concat(statistics, axis=0), terms, outputs[0],
               image_gradient)
+
+
+def gradients_of(ctx: method.Context, tape: tf.GradientTape,
+                 scaled: tf.Tensor, targets: Sequence[Any]) -> list[tf.Tensor]:
+  """Unscaled dense gradients of a scaled loss; an embedding's are sparse."""
+  return ctx.unscale([tf.convert_to_tensor(g) for g in tape.gradient(
+      scaled, targets, unconnected_gradients=tf.UnconnectedGradients.ZERO)])
+
+
+def dropout_key(ctx: method.Context, index: tf.Tensor) -> randomness.Key:
+  """Of the masks of batch `index`'s training pass, int32 [2]."""
+  return randomness.make_key(ctx.seed, randomness.DROPOUT, index,
+                             ctx.virtual_replica)
 
 
 def _losses(ctx: method.Context, streams: Sequence[Stream],
@@ -289,10 +300,8 @@ def _forward(ctx: method.Context, streams: Sequence[Stream],
              segments: routing.Segments) -> tuple[list[tf.Tensor], tf.Tensor]:
   """Outputs of each stream, taken through together, and their statistics."""
   images = routing.join([stream.image for stream in streams])
-  key = randomness.make_key(ctx.seed, randomness.DROPOUT, ctx.step,
-                            ctx.virtual_replica)
   whole, statistics = ctx.network.logits(
-      images, segments, routing.Mode.TRAIN, key)
+      images, segments, routing.Mode.TRAIN, dropout_key(ctx, ctx.step))
   if len(streams) == 1:
     return [whole], statistics
   outputs, first = [], 0

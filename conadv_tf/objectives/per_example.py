@@ -66,11 +66,47 @@ def kl_divergence(p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
     q: logits [b, classes].
 
   Returns:
+    float32 [b], whose gradients are exactly 0 where p equals q.
+  """
+  return _kl_divergence(tf.cast(p, tf.float32), tf.cast(q, tf.float32))
+
+
+@tf.custom_gradient
+def _kl_divergence(p: tf.Tensor, q: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+  log_p, log_q = tf.nn.log_softmax(p), tf.nn.log_softmax(q)
+  ratio = log_p - log_q
+  values = tf.reduce_sum(tf.exp(log_p) * ratio, axis=-1)
+
+  def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    # Automatic ones leave rounding, which a normalised step would blow up.
+    upstream = upstream[:, None]
+    to_p = tf.exp(log_p) * (ratio - values[:, None])
+    return upstream * to_p, upstream * (tf.exp(log_q) - tf.exp(log_p))
+
+  return values, gradients
+
+
+def symmetric_kl(p: tf.Tensor, q: tf.Tensor) -> tf.Tensor:
+  """KL(p || q) + KL(q || p) of each example, the first of each a constant.
+
+  Not halved. The gradient to q's logits is softmax(q) - softmax(p), to p's
+  its negative: both passes move, each towards the other.
+
+  Args:
+    p: logits [b, classes].
+    q: logits [b, classes].
+
+  Returns:
     float32 [b].
   """
-  log_p = tf.nn.log_softmax(tf.cast(p, tf.float32))
-  log_q = tf.nn.log_softmax(tf.cast(q, tf.float32))
-  return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+  return (kl_divergence(tf.stop_gradient(p), q)
+          + kl_divergence(tf.stop_gradient(q), p))
+
+
+def squared_error(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+  """Summed squared difference of outputs [b, n], float32 [b]."""
+  return tf.reduce_sum(tf.math.squared_difference(
+      tf.cast(a, tf.float32), tf.cast(b, tf.float32)), axis=-1)
 
 
 def is_labelled(labels: tf.Tensor) -> tf.Tensor:

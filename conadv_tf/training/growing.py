@@ -208,6 +208,10 @@ def check(method: methods.Method) -> None:
   Raises:
     ValueError: that says what to do.
   """
+  if method.perturbs:
+    raise ValueError(
+        "a growing batch excludes methods that perturb embeddings, whose delay "
+        "counts updates; set growth.name=none")
   if method.holds:
     raise ValueError(
         "a growing batch excludes methods that hold a batch for the next "

@@ -19,6 +19,7 @@ from conadv_tf.training import (
   growing,
   loop,
   means,
+  phases,
   reduction,
   split_model,
   staleness,
@@ -44,6 +45,7 @@ class Trainer(split_model.SplitModel):
       weight updates.
     growing: how many of them make an update now, or None.
     staleness: earlier weights and held batches.
+    phases: updates before the method's delay and after it.
     nonfinite: which updates were not finite.
     compressed: gradients on their way between replicas.
     updates_next: set before an execution of so many updates.
@@ -98,6 +100,8 @@ class Trainer(split_model.SplitModel):
     self.training_pass = loop.choose_training_pass(
         training_pass, method, self.network.exchanges_statistics)
     self.method = method
+    method.embedding_width = self.network.check_embeddings(
+        method.attacks, method.perturbs)
     self.attack = method.default_attack(attack or gradient_attacks.Pgd())
     self.pixel_range = tuple(map(float, pixel_range))
     self.seed = seed
@@ -117,6 +121,7 @@ class Trainer(split_model.SplitModel):
     self.growing = growing.GrowingBatch(self.method.gamma) if grows else None
     self.staleness = staleness.Staleness(
         self.method, self.network, self.step_counter)
+    self.phases = phases.Phases(self.method.first_active, self.step_counter)
     self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
     self.compressed = compressed.CompressedGradients(
         compression or compressions.Compression(),
@@ -194,6 +199,7 @@ class Trainer(split_model.SplitModel):
         options=dict(kwargs, batch_size=batch_size))
     self._prepare_state(feed.spec)
     self.staleness.begin()
+    self.phases.begin()
     if self._accumulator is not None:  # an earlier fit may have stopped midway
       self._accumulator.assign(tf.zeros_like(self._accumulator))
     self._fed = True
@@ -231,6 +237,7 @@ class Trainer(split_model.SplitModel):
                                    tf.int32)),
         pixel_range=self.pixel_range, first=first,
         joined=self.training_pass == "joined",
+        is_delayed=self.phases.is_delayed,
         gamma=(self.growing.gamma.read_value() if self.growing
                else self.method.gamma), **options)
 
@@ -357,24 +364,24 @@ class Trainer(split_model.SplitModel):
       return self.train_function
     parts = loop.Parts(self._whole_step, self._accumulate,
                        self._apply_accumulated, self._prime_step)
-    self._loop = loop.Loop(
+    self._loop = self.phases.make(lambda marked: loop.Loop(
         self.distribute_strategy, self.micro_batches,
-        parts.jit_compiled() if self.jit_compile else parts,
+        marked.jit_compiled() if self.jit_compile else marked,
         finish=lambda: means.results(self.metrics, self.distribute_strategy),
         counters=(self.step_counter, self._train_counter),
         run_eagerly=self.run_eagerly,
-        ratio=self.growing.ratio if self.growing else None)
+        ratio=self.growing.ratio if self.growing else None), parts)
     self.train_function = self._execute
     return self._execute
 
   def _execute(self, iterator: Any) -> dict[str, tf.Tensor]:
     """Runs `steps_per_execution` updates, primes where that is due."""
-    self.staleness.prime(lambda behind: self._loop.prime(iterator, behind))
+    self.staleness.prime(lambda behind: self.phases.prime(iterator, behind))
     count = self.updates_next or int(self._steps_per_execution.numpy())
     takes_snapshot = self.snapshot_next
     self.updates_next, self.snapshot_next = None, False
     results = self.staleness.execute(
-        lambda updates: self._loop.run(iterator, updates), count,
+        lambda updates: self.phases.run(iterator, updates), count,
         takes_snapshot)
     if takes_snapshot:
       self.compressed.take_snapshot()

@@ -1,0 +1,67 @@
+"""What methods share that perturb word embeddings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from conadv_tf import randomness
+from conadv_tf.methods import method, passes
+from conadv_tf.objectives import per_example
+
+INDEPENDENT = "independent"
+SHARED = "shared"
+
+
+def check_masks(dropout_masks: str) -> bool:
+  """Whether passes share their masks; ValueError for an unknown word."""
+  if dropout_masks not in (INDEPENDENT, SHARED):
+    raise ValueError(f"dropout_masks must be {INDEPENDENT!r} or {SHARED!r}, "
+                     f"got {dropout_masks!r}")
+  return dropout_masks == SHARED
+
+
+def check_delay(delay: int) -> int:
+  """`delay`; ValueError unless it is an integer of at least 0."""
+  if not isinstance(delay, int) or delay < 0:
+    raise ValueError(f"delay must be an integer >= 0, got {delay}")
+  return delay
+
+
+def mask_keys(ctx: method.Context, index: tf.Tensor, shared: bool
+              ) -> Callable[[int | tf.Tensor], randomness.Key]:
+  """Dropout keys of the numbered passes of batch `index`; 0: plain training's.
+
+  Args:
+    ctx: the context.
+    index: of the batch.
+    shared: whether every pass has the masks of number 0.
+  """
+  key = passes.dropout_key(ctx, index)
+
+  def of_pass(number: int | tf.Tensor) -> randomness.Key:
+    if shared or isinstance(number, int) and number == 0:
+      return key
+    return randomness.fold(key, number)
+
+  return of_pass
+
+
+def train_plainly(ctx: method.Context, batch: method.Batch,
+                  segments: Any) -> method.StepResult:
+  """Plain training's update, bit for bit."""
+  run = passes.train(ctx, passes.natural_streams(batch), segments)
+  return method.StepResult(run.gradients, run.statistics, (), run.terms,
+                           run.outputs, batch)
+
+
+def sizes(perturbation: tf.Tensor, weight: tf.Tensor
+          ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
+  """Terms: mean sizes over sentences of a perturbation [b, L, d]."""
+  count = tf.reduce_sum(weight)
+  return {
+      "perturbation_linf": (per_example.weighted_mean(
+          tf.reduce_max(tf.abs(perturbation), axis=(1, 2)), weight), count),
+      "perturbation_l2": (per_example.weighted_mean(
+          tf.sqrt(tf.reduce_sum(tf.square(perturbation), axis=(1, 2))),
+          weight), count)}
