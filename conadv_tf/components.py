@@ -83,16 +83,44 @@ def _conadv(m: config_lib.MethodConfig) -> method_lib.Method:
                         **_adversarial_options(m))
 
 
-METHODS: dict[str, Callable[[config_lib.MethodConfig], method_lib.Method]] = {
-    "absa": lambda m: methods.Absa(gamma=m.gamma, lag=m.lag),
-    "dat": lambda m: methods.Dat(
-        clean_weight=m.clean_weight, regularizer=m.regularizer,
-        trades_weight=m.trades_weight, trades_start_std=m.trades_start_std,
-        lag=m.lag, execution=m.execution),
-    "vanilla": lambda m: methods.Vanilla(),
-    "disadv": lambda m: methods.DisAdv(**_adversarial_options(m)),
-    "conadv": _conadv,
-    "smooth_at": lambda m: methods.SmoothAt(m.sigma, m.noise_copies),
+def _perturbation(p: config_lib.PerturbationConfig) -> attacks.Perturbation:
+  return attacks.Perturbation(**{
+      field.name: getattr(p, field.name)
+      for field in dataclasses.fields(attacks.Perturbation)})
+
+
+def _delay(config: config_lib.ExperimentConfig) -> int:
+  """First update with perturbations, of a resolved configuration."""
+  return round(config.perturbation.delay_epochs
+               * config.derived.steps_per_epoch)
+
+
+def _scala(config: config_lib.ExperimentConfig) -> method_lib.Method:
+  p = config.perturbation
+  return methods.Scala(
+      _perturbation(p), weight=p.weight, target=p.target, delay=_delay(config),
+      dropout_masks=p.dropout_masks, lag=config.method.lag,
+      execution=config.method.execution)
+
+
+# Of resolved configurations.
+METHODS: dict[
+    str, Callable[[config_lib.ExperimentConfig], method_lib.Method]] = {
+    "absa": lambda c: methods.Absa(gamma=c.method.gamma, lag=c.method.lag),
+    "dat": lambda c: methods.Dat(
+        lag=c.method.lag, execution=c.method.execution,
+        clean_weight=c.method.clean_weight, regularizer=c.method.regularizer,
+        trades_weight=c.method.trades_weight,
+        trades_start_std=c.method.trades_start_std),
+    "vanilla": lambda c: methods.Vanilla(),
+    "disadv": lambda c: methods.DisAdv(**_adversarial_options(c.method)),
+    "conadv": lambda c: _conadv(c.method),
+    "smooth_at": lambda c: methods.SmoothAt(
+        c.method.sigma, c.method.noise_copies),
+    "scala": _scala,
+    "freelb": lambda c: methods.FreeLb(
+        _perturbation(c.perturbation), delay=_delay(c),
+        dropout_masks=c.perturbation.dropout_masks),
 }
 
 

@@ -8,13 +8,13 @@ import math
 
 import tensorflow as tf
 
-from conadv_tf import attacks, components, optimizers
+from conadv_tf import attacks, components, method_lines, optimizers
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
-from conadv_tf.analysis import traffic, update_counts
+from conadv_tf.analysis import traffic
 from conadv_tf.config import mlperf_rules
 from conadv_tf.distribute import strategies
-from conadv_tf.layers import split_batch_norm
+from conadv_tf.layers import routed_embedding, split_batch_norm
 from conadv_tf.methods import method as method_lib
 from conadv_tf.training import placement, stopping
 
@@ -50,6 +50,7 @@ class _ModelFigures:
   norms: int  # batch normalisations
   branch_numbers: int
   branch_tensors: int
+  embedding_width: int
 
 
 def describe(experiment: experiments.Experiment) -> str:
@@ -81,7 +82,7 @@ def describe_config(config: config_lib.ExperimentConfig,
   """
   found, config = plan(config, machines)
   try:
-    method = components.METHODS[config.method.name](config.method)
+    method = components.METHODS[config.method.name](config)
     attack = method.default_attack(components.attack(config.attack))
     figures = _model_figures(
         config.model.name, json.dumps(config.model.args),
@@ -179,7 +180,7 @@ def _measure(model: tf.keras.Model) -> _ModelFigures:
   return _ModelFigures(
       _size(variables), _size(model.variables), len(variables),
       len(optimizers.Lars().excluded_names(variables)), norms, added,
-      added_tensors)
+      added_tensors, routed_embedding.width(routed_embedding.find(model)))
 
 
 def _lines(config: config_lib.ExperimentConfig, found: Counts,
@@ -204,10 +205,12 @@ def _lines(config: config_lib.ExperimentConfig, found: Counts,
         f"attack: radius {attack.radius:g}, {attack.steps} step(s) of "
         f"{attack.resolved_step_size:g}, all in 1/255 ({attack.norm}, "
         f"{attack.direction})")
+  if method.perturbs:
+    lines.append(method_lines.perturbation(method))
   lines += _batch_lines(config, method)
   lines += config_lib.describe_unlabelled(config)
   if config.growth.name != "none":
-    lines.append(_growth_line(config))
+    lines.append(method_lines.growth(config))
   lines += [_rate_line(config, rates), _evaluation_line(config)]
   if config.optimizer.name in ("lars", "lamb"):
     further = (len(method.branches) - 1) * figures.branch_tensors
@@ -275,32 +278,6 @@ def _batch_lines(config: config_lib.ExperimentConfig,
   ]
 
 
-def _growth_line(config: config_lib.ExperimentConfig) -> str:
-  """How the batch grows, and how many updates that makes."""
-  growth, derived = config.growth, config.derived
-  batch, epochs = config.data.global_batch_size, config.schedule.epochs
-  if growth.name == "scheduled":
-    when = f"at epochs {', '.join(f'{e:g}' for e in growth.epochs)}"
-    count = update_counts.growing(
-        derived.steps_per_epoch, epochs,
-        [min(epoch, epochs) for epoch in growth.epochs], growth.factor,
-        growth.max_batch_size / batch)
-    updates = f"about {count:,}"
-  else:
-    every = config.curvature.every_samples
-    layers = config.curvature.last_layers
-    when = (f"where the largest eigenvalue"
-            f"{f' of the last {layers} layers' if layers else ''}, estimated "
-            f"every {f'{every:,} examples' if every else 'epoch'} on "
-            f"{config.curvature.examples:,}, has fallen by "
-            f"{growth.decrease:g} or has not in {growth.patience} estimates")
-    least, most = update_counts.bounds(
-        derived.total_steps, growth.max_batch_size // batch)
-    updates = f"{least:,} to {most:,}"
-  return (f"growth: from {batch:,} to {growth.max_batch_size:,} examples, by "
-          f"{growth.factor} {when}; {updates} updates")
-
-
 def _rate_line(config: config_lib.ExperimentConfig,
                rates: components.Schedule) -> str:
   derived = config.derived
@@ -337,6 +314,7 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
                   attack: attacks.Pgd) -> list[str]:
   """Bytes held between updates, over all virtual replicas."""
   lines = []
+  method.embedding_width = figures.embedding_width
   held = method.held_spec(_batch_spec(config, found, method), attack)
   if method.holds:
     def size(part: object) -> int:
@@ -350,7 +328,8 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
     share = ((images + perturbations + rest)
              / config_lib.training_replicas(config.runtime))
     lines.append(
-        f"held: images {_bytes(images)} (uint8), perturbations "
+        f"held: images {_bytes(images)} "
+        f"({held.batch.image.dtype.name}), perturbations "
         f"{_bytes(perturbations)} ({held.perturbation.dtype.name}), labels "
         f"and weights {_bytes(rest)}; {_bytes(share)} a replica")
   if config.runtime.placement == "split":
@@ -380,7 +359,9 @@ def _batch_spec(config: config_lib.ExperimentConfig, found: Counts,
                 method: method_lib.Method) -> method_lib.Batch:
   """One virtual replica's slice of a batch, as the pipeline makes it."""
   rows = config.derived.replica_batch_size
-  image = tf.TensorSpec([rows, *found.image_shape], tf.uint8)
+  is_text = len(found.image_shape) == 2
+  image = tf.TensorSpec([rows, *found.image_shape],
+                        tf.int32 if is_text else tf.uint8)
   label = (tf.TensorSpec([rows, found.num_classes], tf.float32)
            if experiments.has_soft_labels(config)
            else tf.TensorSpec([rows], tf.int32))

@@ -339,7 +339,7 @@ def build(config: config_lib.ExperimentConfig,
         config.model, splits.train.image_shape, splits.train.num_classes)
     try:
       trainer = _trainer_type(runtime)(
-          model, components.METHODS[config.method.name](config.method),
+          model, components.METHODS[config.method.name](config),
           components.attack(config.attack),
           pixel_range=PIXEL_RANGE, seed=config.seed,
           micro_batches=runtime.micro_batches,

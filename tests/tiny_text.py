@@ -4,8 +4,6 @@ import numpy as np
 from official.nlp.modeling import layers as nlp_layers
 import tensorflow as tf
 
-from tests.methods import running
-
 layers = tf.keras.layers
 LENGTH, WIDTH, WORDS = 6, 4, 11
 
@@ -18,7 +16,7 @@ TOKENS = np.stack([_IDS * _REAL, _random.integers(0, 2, _IDS.shape)],
 LABELS = (TOKENS[..., 0].sum(1) % 3).astype(np.int32)
 
 
-def model(dropout: float = 0.0, classes: int = 3) -> tf.keras.Model:
+def model(dropout: float = 0.3, classes: int = 3) -> tf.keras.Model:
   """Word embeddings, tanh, mean over real tokens, a dense layer."""
   tf.keras.utils.set_random_seed(1)
   tokens = tf.keras.Input((LENGTH, 2), dtype=tf.int32)
@@ -49,10 +47,3 @@ def encoder(dropout: float = 0.5) -> tf.keras.Model:
       2, 8, 'gelu', output_dropout=dropout, attention_dropout=dropout,
       inner_dropout=dropout)([x, mask])
   return tf.keras.Model(tokens, layers.Dense(3, dtype='float32')(x[:, 0]))
-
-
-def dataset(batch_size: int, offset: int = 0) -> tf.data.Dataset:
-  """The sentences over and over."""
-  data = running.untuned(
-      tf.data.Dataset.from_tensor_slices((TOKENS, LABELS)))
-  return data.repeat().skip(offset).batch(batch_size, drop_remainder=True)

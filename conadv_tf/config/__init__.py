@@ -4,11 +4,10 @@ Built on `official.modeling.hyperparams`, which merges and saves but checks
 neither types nor ranges; that part is here.
 """
 
-from conadv_tf.config.checks import check_batch, validate
+from conadv_tf.config.checks import check_batch, check_outputs, validate
 from conadv_tf.config.compression_rules import (
     travels as gradients_travel_in_codes,
 )
-from conadv_tf.config.dat_rules import check_outputs
 from conadv_tf.config.growth_rules import changes as batch_changes
 from conadv_tf.config.growth_rules import measures as curvature_is_measured
 from conadv_tf.config.reader import load, load_resolved, save
@@ -29,6 +28,7 @@ from conadv_tf.config.schema import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PerturbationConfig,
     RuntimeConfig,
     ScheduleConfig,
     training_replicas,

@@ -17,6 +17,7 @@ from conadv_tf.config import (
   compression_rules,
   dat_rules,
   growth_rules,
+  perturbation_rules,
   smoothing_rules,
   trust_ratio_rules,
   unlabelled_rules,
@@ -60,6 +61,7 @@ def validate(config: ExperimentConfig) -> None:
   compression_rules.check(config)
   unlabelled_rules.check(config)
   smoothing_rules.check(config)
+  perturbation_rules.check(config)
   attack_rules.check(config.attack)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
@@ -67,6 +69,17 @@ def validate(config: ExperimentConfig) -> None:
     raise InputError(
         f'optimizer.{clipping[1]}: optimizer.{clipping[0]} is set as well; '
         'set one of them')
+
+
+def check_outputs(config: ExperimentConfig, outputs: str) -> None:
+  """Raises InputError for a model that does not end in what is needed.
+
+  Args:
+    config: checked.
+    outputs: what the model ends in, "logits" or "probabilities".
+  """
+  dat_rules.check_outputs(config, outputs)
+  perturbation_rules.check_outputs(config, outputs)
 
 
 def _check_augmentation(config: ExperimentConfig) -> None:

@@ -10,6 +10,7 @@ from conadv_tf.config import (
   compression_rules,
   dat_rules,
   growth_rules,
+  perturbation_rules,
   smoothing_rules,
   trust_ratio_rules,
   unlabelled_rules,
@@ -137,6 +138,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
     ignored |= _GAMMA
   ignored |= dat_rules.unused(config, default)
   ignored |= smoothing_rules.unused(config, default)
+  ignored |= perturbation_rules.unused(config, default)
   if method.name == 'vanilla':
     ignored |= {key for key in default if key.startswith('attack.')}
     ignored |= _method_keys(default) | _GAMMA

@@ -224,17 +224,9 @@ class Network(tf.Module):
       raise ValueError(
           f"model {self.model.name!r} takes token ids, which no attack on "
           "images can change; use vanilla, scala or freelb")
-    layer = self.word_embeddings
-    if layer is None:
-      if perturbs:
-        raise ValueError(f"model {self.model.name!r} has no word embeddings: "
-                         + routed_embedding.NEEDED)
-      return 0
-    if perturbs and layer.compute_dtype != "float32":
-      raise ValueError(
-          f"layer {layer.name!r} computes in {layer.compute_dtype}, where "
-          "small perturbations are lost; give it dtype='float32'")
-    return layer.weights[0].shape[-1]
+    if perturbs:
+      routed_embedding.check(self.word_embeddings, self.model)
+    return routed_embedding.width(self.word_embeddings)
 
   def embed(self, tokens: tf.Tensor) -> tf.Tensor:
     """Looks up word embeddings, before positions and types are added.

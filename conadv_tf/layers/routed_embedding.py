@@ -7,8 +7,6 @@ from conadv_tf.layers import routing
 _NAME = "word_embeddings"
 # By name: importing Model Garden's would cost every run seconds.
 _KINDS = ("Embedding", "OnDeviceEmbedding")
-NEEDED = (f"one layer must be called {_NAME!r}, or be the only Embedding or "
-          "OnDeviceEmbedding")
 
 
 def find(model: tf.keras.Model) -> tf.keras.layers.Layer | None:
@@ -32,3 +30,21 @@ def route(layer: tf.keras.layers.Layer) -> None:
     return tf.identity(active.embeddings)
 
   layer.call = call
+
+
+def width(layer: tf.keras.layers.Layer | None) -> int:
+  """The d of a built layer's embeddings; 0 of none."""
+  return layer.weights[0].shape[-1] if layer is not None else 0
+
+
+def check(layer: tf.keras.layers.Layer | None, model: tf.keras.Model) -> None:
+  """Raises ValueError unless a model's word embeddings can be perturbed."""
+  if layer is None:
+    raise ValueError(
+        f"model {model.name!r} has no word embeddings that could be perturbed: "
+        f"one layer must be called {_NAME!r}, or be the only Embedding or "
+        "OnDeviceEmbedding")
+  if layer.compute_dtype != "float32":
+    raise ValueError(
+        f"layer {layer.name!r} computes in {layer.compute_dtype}, where small "
+        "perturbations are lost; give it dtype='float32'")

@@ -40,8 +40,6 @@ class FreeLb(method.Method):
   micro batches and replicas as everywhere. `delay` is ScaLA's.
   """
 
-  perturbs = True
-
   def __init__(self, perturbation: embedding_attacks.Perturbation | None = None,
                *, delay: int = 0, dropout_masks: str = embedded.INDEPENDENT):
     """Makes the method.
@@ -63,8 +61,8 @@ class FreeLb(method.Method):
     self.perturbation = dataclasses.replace(
         perturbation, norm="l2", direction="sentence")
     self._shares_masks = embedded.check_masks(dropout_masks)
-    self._is_on = bool(perturbation.radius)
-    if not self._is_on:
+    self.perturbs = bool(perturbation.radius)
+    if not self.perturbs:
       return
     self.delay = embedded.check_delay(delay)
     self.terms = ("loss", "perturbed_loss", "perturbation_linf",
@@ -76,7 +74,7 @@ class FreeLb(method.Method):
            held: Any) -> method.StepResult:
     """Algorithm 1, lines 4 to 18, one minibatch."""
     del held
-    if ctx.is_delayed or not self._is_on:
+    if ctx.is_delayed or not self.perturbs:
       return embedded.train_plainly(
           ctx, batch, self.segments(batch.image.shape[0]))
     ascent = self.perturbation

@@ -84,8 +84,6 @@ class Scala(method.Method):
   a model has any, move nothing.
   """
 
-  perturbs = True
-
   def __init__(self, perturbation: embedding_attacks.Perturbation | None = None,
                *, weight: float = 1.0, target: str = OUTPUTS, delay: int = 0,
                dropout_masks: str = embedded.INDEPENDENT, lag: int = 0,
@@ -117,8 +115,8 @@ class Scala(method.Method):
     self.perturbation = perturbation or embedding_attacks.Perturbation()
     self.weight, self.target = weight, target
     self._shares_masks = embedded.check_masks(dropout_masks)
-    self._is_on = bool(weight and self.perturbation.radius)
-    if not self._is_on:
+    self.perturbs = bool(weight and self.perturbation.radius)
+    if not self.perturbs:
       return
     self.delay = embedded.check_delay(delay)
     if self.perturbation.steps:  # noise needs no weights
@@ -151,7 +149,7 @@ class Scala(method.Method):
            held: Any) -> method.StepResult:
     """Algorithm 1, lines 6 to 11, one worker p, one mini-batch."""
     if not self.lookahead:
-      if ctx.is_delayed or not self._is_on:
+      if ctx.is_delayed or not self.perturbs:
         return self._train_plainly(ctx, batch)
       perturbation = self._perturb(ctx, batch) if self.lag else None
       return self._train(ctx, batch, perturbation)

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from conadv_tf import methods
+from conadv_tf import attacks, methods
 from conadv_tf.attacks import gradient
 from conadv_tf.layers import network as networks
 from conadv_tf.methods import method as methods_base
 from conadv_tf.training import trainer as trainers
+from tests import tiny_text
 
+# Large enough to see, in embeddings of deviation 0.05.
+VISIBLE = attacks.Perturbation(radius=0.1, step_size=0.2, start_size=0.1)
 METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'vanilla': methods.Vanilla,
     'disadv': methods.DisAdv,
@@ -26,8 +29,10 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'dat': lambda: methods.Dat(clean_weight=1.0, lag=1),
     'dat paper': methods.Dat,
     'dat trades': lambda: methods.Dat(clean_weight=1.0, regularizer='trades'),
+    'freelb': methods.FreeLb,
     'recycled': methods.Recycled,
     'recycled lag 0': lambda: methods.Recycled(lag=0),
+    'scala': lambda: methods.Scala(VISIBLE, lag=1),
     'smooth at': lambda: methods.SmoothAt(noise_copies=3),
     'recycled shared': lambda: methods.Recycled(lag=0, bn_branches=1),
 }
@@ -60,8 +65,14 @@ def small_network(dropout: float = 0.3, normalise: bool = True,
 
 def dataset(batch_size: int, offset: int = 0,
             method: methods_base.Method | None = None) -> tf.data.Dataset:
-  """The images over and over, from batch to batch without a gap."""
-  data = untuned(tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)))
+  """The images over and over, from batch to batch without a gap.
+
+  Sentences, for a method that perturbs their embeddings.
+  """
+  arrays = (IMAGES, LABELS)
+  if method and method.perturbs:
+    arrays = (tiny_text.TOKENS, tiny_text.LABELS)
+  data = untuned(tf.data.Dataset.from_tensor_slices(arrays))
   data = data.repeat().skip(offset).batch(batch_size, drop_remainder=True)
   return with_views(data, method) if method else data
 
@@ -84,12 +95,13 @@ def with_views(data: tf.data.Dataset, method: methods_base.Method
 
 def make(method: methods_base.Method, *,
          strategy: tf.distribute.Strategy | None = None,
-         model: Callable[[], tf.keras.Model] = small_network,
+         model: Callable[[], tf.keras.Model] | None = None,
          optimizer: Callable[[], Any] | None = None,
          attack: gradient.Pgd | None = None,
          options: dict[str, Any] | None = None, loss: Any = LOSS,
          **compile_options: Any) -> trainers.Trainer:
-  """A compiled trainer."""
+  """A compiled trainer, of a tiny text model where the method needs one."""
+  model = model or (tiny_text.model if method.perturbs else small_network)
   with strategy.scope() if strategy else contextlib.nullcontext():
     trainer = trainers.Trainer(
         model(), method,

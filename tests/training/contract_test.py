@@ -15,6 +15,8 @@ from tests.methods import running
 # `make test-all` does not leave any out.
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 2', 'dat', 'recycled lag 0',
          'smooth at', 'conadv lag 3', 'conadv 3 streams', 'conadv next batch',
+         'smooth at', 'scala')
+_LONG = ('freelb', 'conadv lag 3', 'conadv 3 streams', 'conadv next batch',
          'conadv every 3', 'dat paper', 'dat trades', 'recycled shared')
 
 
@@ -118,7 +120,8 @@ def test_running_eagerly_changes_nothing(name: str) -> None:
   assert running.distance(trainer, compiled) < 1e-6
 
 
-@_most('smooth at')  # of noisy images: its NumPy twin has them
+# Of noisy images, and of token ids: NumPy twins have them.
+@_most('smooth at', 'scala', 'freelb')
 @pytest.mark.parametrize('micro_batches', [1, 2])
 def test_statistics_take_one_step_an_update(
     name: str, micro_batches: int) -> None:
@@ -174,8 +177,9 @@ def _padded(rows: int) -> tf.data.Dataset:
       (images, labels, weights))).repeat()
 
 
-# Of 'smooth at' the noise, too, depends on the number of rows.
-@_most('dat trades', 'smooth at')
+# Of 'smooth at' the noise, too, depends on the number of rows; sentences have
+# a test of their own.
+@_most('dat trades', 'smooth at', 'scala', 'freelb')
 def test_rows_of_weight_0_do_not_count(name: str) -> None:
   # Without batch normalisation, which sees all rows, and without a random
   # start, whose bits depend on the number of rows (TRADES needs one).

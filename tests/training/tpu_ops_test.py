@@ -54,6 +54,9 @@ def _dataset(batch_size: int, method: methods_base.Method
     return (tf.cast(x * 255, tf.uint8), tf.cast(y, tf.int64),
             tf.ones([batch_size]))
 
+  if method.perturbs:
+    return running.dataset(batch_size, method=method).map(
+        lambda x, y: (x, y, tf.ones([batch_size])))
   return running.with_views(
       running.dataset(batch_size).map(element), method)
 
@@ -113,7 +116,8 @@ class _Case(NamedTuple):
     tf.keras.mixed_precision.set_global_policy(self.precision)
     return running.make(
         components.METHODS[self.method['name']](
-            config_lib.MethodConfig(**self.method)),
+            config_lib.ExperimentConfig(
+                method=config_lib.MethodConfig(**self.method))),
         strategy=strategy,
         optimizer=lambda: components.OPTIMIZERS[optimizer.name](
             optimizer, 0.1),
@@ -153,6 +157,11 @@ _CASES = {
     'dat, trades, lamb': _Case(
         dict(name='dat', lag=1, regularizer='trades', clean_weight=1.0),
         dict(steps=2), optimizer=dict(name='lamb', trust_clip=[0.0, 10.0])),
+    'scala, lag 1': _Case(
+        dict(name='scala'), optimizer=dict(name='lamb'), several=True),
+    'freelb, bfloat16': _Case(
+        dict(name='freelb'), precision='mixed_bfloat16',
+        options=dict(deterministic=True)),
     'smooth_at': _Case(
         dict(name='smooth_at', noise_copies=3),
         dict(steps=2, norm='l2', direction='l2')),
