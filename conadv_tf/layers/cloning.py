@@ -1,6 +1,7 @@
 """The same model again, and the values that it is given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 
 import numpy as np
 import tensorflow as tf
@@ -22,9 +23,10 @@ def clone(model: tf.keras.Model) -> tf.keras.Model:
     raise ValueError(
         f"model {model.name!r} is not built; call it on one batch first")
   try:
-    copy = rebuilding.rebuild(model)
-    if not copy.built:
-      copy(example_inputs(model, rows=1), training=False)
+    with _policy_of(model):
+      copy = rebuilding.rebuild(model)
+      if not copy.built:
+        copy(example_inputs(model, rows=1), training=False)
     _copy_flags(model, copy)
     copy.set_weights([read(v) for v in model.weights])
   except (NotImplementedError, TypeError, ValueError) as error:
@@ -33,6 +35,17 @@ def clone(model: tf.keras.Model) -> tf.keras.Model:
         f"{error}; implement get_config so that from_config(get_config()) "
         "builds it again") from error
   return copy
+
+
+@contextlib.contextmanager
+def _policy_of(model: tf.keras.Model) -> Iterator[None]:
+  """Some layers give what they make when they are built the global policy."""
+  previous = tf.keras.mixed_precision.global_policy()
+  tf.keras.mixed_precision.set_global_policy(model.dtype_policy)
+  try:
+    yield
+  finally:
+    tf.keras.mixed_precision.set_global_policy(previous)
 
 
 def _copy_flags(model: tf.keras.Model, copy: tf.keras.Model) -> None:

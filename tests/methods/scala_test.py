@@ -15,7 +15,8 @@ from tests import tiny_text
 from tests.methods import running
 from tests.reference import freelb, scala
 
-Scala, FreeLb, Perturbation = methods.Scala, methods.FreeLb, attacks.Perturbation
+Scala, FreeLb = methods.Scala, methods.FreeLb
+Perturbation = attacks.Perturbation
 _ROWS, _RATE = 16, 0.5
 _TARGETS = np.cos(tiny_text.LABELS).astype(np.float32)  # of a regression
 

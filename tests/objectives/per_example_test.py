@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from conadv_tf.objectives import per_example
+from tests.reference import dat
 
 losses = tf.keras.losses
 _random = np.random.default_rng(0)
@@ -108,6 +109,46 @@ def test_kl_divergence() -> None:
   far = per_example.kl_divergence(tf.constant([[500., 0]]),
                                   tf.constant([[0, 500.]]))
   np.testing.assert_allclose(far, [500.])
+
+
+def test_symmetric_kl_and_its_gradients_agree_with_numpy() -> None:
+  p, q = tf.constant(_LOGITS), tf.constant(_random.normal(
+      size=(6, 4)).astype(np.float32))
+  with tf.GradientTape() as tape:
+    tape.watch([p, q])
+    values = per_example.symmetric_kl(p, q)
+    loss = tf.reduce_sum(values)
+  a, b = (np.exp(dat.log_softmax(x.numpy().astype(float))) for x in (p, q))
+  np.testing.assert_allclose(
+      values, ((a - b) * np.log(a / b)).sum(1), rtol=1e-5)
+  for gradient, expected in zip(tape.gradient(loss, [p, q]), (a - b, b - a)):
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)
+
+
+def test_gradients_of_kl_agree_with_numpy_and_are_0_at_equality() -> None:
+  other = _random.normal(size=(6, 4)).astype(np.float32)
+  for q in (other, _LOGITS):
+    tensors = tf.constant(_LOGITS), tf.constant(q)
+    with tf.GradientTape() as tape:
+      tape.watch(tensors)
+      loss = tf.reduce_sum(per_example.kl_divergence(*tensors))
+    gradients = tape.gradient(loss, tensors)
+    for gradient, expected in zip(gradients, dat.kl_gradients(
+        _LOGITS.astype(float), q.astype(float))):
+      np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)
+  assert not np.any(gradients)  # exactly
+
+
+def test_squared_error() -> None:
+  a, b = tf.constant([[1.0], [2.0]]), tf.constant([[4.0], [2.0]])
+  with tf.GradientTape() as tape:
+    tape.watch([a, b])
+    values = per_example.squared_error(a, b)
+  np.testing.assert_array_equal(values, [9, 0])
+  to_a, to_b = tape.gradient(values, [a, b])
+  np.testing.assert_array_equal(to_a, [[-6], [0]])
+  np.testing.assert_array_equal(to_b, [[6], [0]])
+
 
 
 @pytest.mark.parametrize('labels, expected', [
