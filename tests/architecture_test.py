@@ -22,6 +22,7 @@ LEVELS = (
     ("training", "evaluation", "analysis"),
     ("components",),
     ("command_line", "experiment"),
+    ("method_lines",),
     ("description",),
     ("runs", "saved_runs", "robustness"),
     ("__init__", "train", "evaluate", "export", "doctor"),
@@ -30,7 +31,7 @@ LEVEL = {part: i for i, parts in enumerate(LEVELS) for part in parts}
 # A method stands alone, on what is common to all of them.
 METHOD_BASES = tuple(
     f"conadv_tf.methods.{name}"
-    for name in ("method", "passes", "adversarial", "growth"))
+    for name in ("method", "passes", "adversarial", "growth", "embedded"))
 # Seconds to import: only inside the functions that need them.
 HEAVY = ("art", "foolbox", "keras_cv", "mlperf_logging", "official.nlp",
          "official.vision", "sklearn", "tensorflow_addons",

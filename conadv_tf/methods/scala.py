@@ -58,8 +58,8 @@ class Scala(method.Method):
   Work: training 6 F (clean and perturbed pass), attack 2 T F, and F more for
   gamma at a lag: PGA-1 has 8 F, plain training 3 F. Longest chain: 1 + 2 T
   + 2 F; concurrent, the longer one of 1 + 2 T F and 2 F. Memory: concurrent,
-  a batch with its perturbation (float32 [b, L, d], which exceeds the tokens'
-  2 d times) and lag - 1 weight sets; sequential, lag weight sets.
+  a batch with its perturbation (float32 [b, L, d], d / 2 times the size of
+  the tokens) and lag - 1 weight sets; sequential, lag weight sets.
   Degenerates to plain training at `weight` 0 or radius 0, which build no
   other pass.
 
@@ -71,8 +71,8 @@ class Scala(method.Method):
 
   Where the paper is silent: y_0 is normal noise of deviation 1e-5, as in the
   code of SMART, whose r it takes: from y_0 = 0 without dropout the gradient
-  is exactly 0. The raw gradient that Algorithm 1 prints is some 1e5 times
-  too small for omega to matter; the default divides it by its largest size in
+  is exactly 0. The raw gradient that Algorithm 1 prints makes steps 1e4 to
+  1e5 times smaller than omega; the default divides it by its largest size in
   each token, SMART's rule. Dropout masks are new in each pass, so r measures
   their noise too ("shared" does not). The optimizer is LAMB: rows without
   PGA-1 equal those of LAMB digit for digit.
