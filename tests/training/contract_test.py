@@ -14,10 +14,9 @@ from tests.methods import running
 
 # `make test-all` does not leave any out.
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 2', 'dat', 'recycled lag 0',
-         'smooth at', 'conadv lag 3', 'conadv 3 streams', 'conadv next batch',
-         'smooth at', 'scala')
-_LONG = ('freelb', 'conadv lag 3', 'conadv 3 streams', 'conadv next batch',
-         'conadv every 3', 'dat paper', 'dat trades', 'recycled shared')
+         'smooth at', 'scala', 'freelb', 'conadv lag 3', 'conadv 3 streams',
+         'conadv next batch', 'conadv every 3', 'dat paper', 'dat trades',
+         'recycled shared')
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
