@@ -14,6 +14,7 @@ from conadv_tf import attacks, methods, optimizers
 from conadv_tf import config as config_lib
 from conadv_tf.data import (
   digits,
+  glue,
   image_folder,
   npz,
   synthetic,
@@ -38,14 +39,16 @@ from conadv_tf.models import (
   wide_resnet,
 )
 
-DATASETS: dict[str, Callable[[config_lib.DataConfig], sources.Splits]] = {
-    "digits": digits.load,
-    "image_folder": image_folder.load,
-    "npz": npz.load,
-    "synthetic": synthetic.load,
-    "tfds": tfds_source.load,
-    "tfrecord": tfrecord.load,
-}
+DATASETS: dict[
+    str, Callable[[config_lib.ExperimentConfig], sources.Splits]] = {
+        "digits": lambda c: digits.load(c.data),
+        "glue": glue.load,
+        "image_folder": lambda c: image_folder.load(c.data),
+        "npz": lambda c: npz.load(c.data),
+        "synthetic": lambda c: synthetic.load(c.data),
+        "tfds": lambda c: tfds_source.load(c.data),
+        "tfrecord": lambda c: tfrecord.load(c.data),
+    }
 
 MODELS: dict[str, Callable[..., tf.keras.Model]] = {
     "resnet8": resnet_cifar.resnet8,
@@ -226,13 +229,19 @@ def _model_builder(name: str) -> Callable[..., tf.keras.Model]:
   return _known("model.name", everything, name)
 
 
-def load_data(data: config_lib.DataConfig) -> sources.Splits:
+def load_data(config: config_lib.ExperimentConfig) -> sources.Splits:
   """Loads what a configuration names, its unlabelled images as well.
 
   Raises:
     InputError: if the data are not usable.
   """
-  return unlabelled.add(DATASETS[data.name](data), data)
+  return unlabelled.add(DATASETS[config.data.name](config), config.data)
+
+
+def metrics(config: config_lib.ExperimentConfig) -> tuple[str, ...]:
+  """Figures of an evaluation besides the loss, the main one first."""
+  return (glue.TASKS[config.text.task].metrics if config_lib.is_text(config)
+          else ("accuracy",))
 
 
 def build_model(model: config_lib.ModelConfig,
@@ -250,6 +259,9 @@ def check_names(config: config_lib.ExperimentConfig) -> None:
     InputError: that lists the known names.
   """
   _known("data.name", DATASETS, config.data.name)
+  if config_lib.is_text(config):
+    _known("text.task", glue.TASKS, config.text.task)
+    glue.check(config)
   _model_builder(config.model.name)
   _known("method.name", METHODS, config.method.name)
   for name in config.evaluation.attacks:

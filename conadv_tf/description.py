@@ -8,7 +8,7 @@ import math
 
 import tensorflow as tf
 
-from conadv_tf import attacks, components, method_lines, optimizers
+from conadv_tf import attacks, components, counts, method_lines, optimizers
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
 from conadv_tf.analysis import traffic
@@ -20,23 +20,6 @@ from conadv_tf.training import placement, stopping
 
 # Section 4.2 of the ConAdv paper: fewer make batch statistics inaccurate.
 _IMAGES_PER_CORE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-  """What of the data a description needs.
-
-  Attributes:
-    train: number of training examples.
-    validation: number of validation examples; None where it is not known.
-    image_shape: (height, width, channels).
-    num_classes: number of classes.
-  """
-
-  train: int
-  validation: int | None
-  image_shape: tuple[int, int, int]
-  num_classes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +41,9 @@ def describe(experiment: experiments.Experiment) -> str:
   train = experiment.splits.train
   return "\n".join(_lines(
       experiment.config,
-      Counts(experiment.splits.num_training,
-             experiment.splits.validation.num_examples,
-             train.image_shape, train.num_classes),
+      counts.Counts(experiment.splits.num_training,
+                    experiment.splits.validation.num_examples,
+                    train.image_shape, train.num_classes),
       _measure(experiment.trainer.network.model), experiment.trainer.method,
       experiment.trainer.attack, experiment.schedule))
 
@@ -70,8 +53,8 @@ def describe_config(config: config_lib.ExperimentConfig,
                     ) -> str:
   """What a configuration would run: `describe`, and the keys it ignores.
 
-  Nothing is trained, no device is set up, and where `counts` finds the
-  figures in the configuration the data need not be there.
+  Nothing is trained, no device is set up, and where `counts.of_config` finds
+  the figures in the configuration the data need not be there.
 
   Args:
     config: loaded, not resolved.
@@ -98,13 +81,14 @@ def describe_config(config: config_lib.ExperimentConfig,
 
 def plan(config: config_lib.ExperimentConfig,
          machines: strategies.Machines = strategies.ALONE
-         ) -> tuple[Counts, config_lib.ExperimentConfig]:
+         ) -> tuple[counts.Counts, config_lib.ExperimentConfig]:
   """Returns what is known of the data, and the resolved configuration."""
   components.check_names(config)
   strategies.plan(config.runtime, machines)
   config_lib.check_batch(config)  # before the data are loaded
-  found = counts(config)
-  stopping.check(config.evaluation, found.num_classes)
+  found = counts.of_config(config)
+  stopping.check(config.evaluation, found.num_classes,
+                 components.metrics(config))
   return found, config_lib.resolve(config, found.train)
 
 
@@ -112,31 +96,6 @@ def schedule(config: config_lib.ExperimentConfig) -> components.Schedule:
   """The learning rates of a resolved configuration."""
   return components.SCHEDULES[config.schedule.name](
       config.schedule, config.derived)
-
-
-def counts(config: config_lib.ExperimentConfig) -> Counts:
-  """Reads the figures in the configuration; loads the data without them.
-
-  They are there with data.train_examples, image_size and num_classes, for data
-  that are held to them and have 3 channels.
-
-  Raises:
-    InputError: if data that are needed are not usable.
-  """
-  data = config.data
-  held = data.name in ("tfrecord", "image_folder") or (
-      data.name == "tfds" and data.preprocessing == "imagenet")
-  if held and data.train_examples and data.image_size and data.num_classes:
-    train = data.num_examples or data.train_examples
-    if train > data.train_examples:
-      raise config_lib.InputError(
-          f"data.num_examples={train}: must lie in 1 .. "
-          f"{data.train_examples}, the size of the training set")
-    return Counts(train, data.validation_examples,
-                  (data.image_size, data.image_size, 3), data.num_classes)
-  splits = components.load_data(data)
-  return Counts(splits.num_training, splits.validation.num_examples,
-                splits.train.image_shape, splits.train.num_classes)
 
 
 def evaluation_updates(config: config_lib.ExperimentConfig) -> list[int]:
@@ -183,17 +142,13 @@ def _measure(model: tf.keras.Model) -> _ModelFigures:
       added_tensors, routed_embedding.width(routed_embedding.find(model)))
 
 
-def _lines(config: config_lib.ExperimentConfig, found: Counts,
+def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
            figures: _ModelFigures, method: method_lib.Method,
            attack: attacks.Pgd, rates: components.Schedule) -> list[str]:
   """Every aspect of a resolved configuration."""
-  validation = ("unknown" if found.validation is None
-                else f"{found.validation:,}")
   work, chain = method.passes(attack)
   lines = [
-      f"data: {config.data.name}, {found.train:,} training and {validation} "
-      f"validation images {'x'.join(map(str, found.image_shape))}, "
-      f"{found.num_classes} classes",
+      counts.line(config, found),
       f"model: {config.model.name}, {figures.parameters:,} trainable "
       f"parameters, {figures.norms} batch normalisations in branches "
       f"{', '.join(method.branches)}",
@@ -309,7 +264,7 @@ def _evaluation_line(config: config_lib.ExperimentConfig) -> str:
       f"{text}; stops at accuracy {target:g}")
 
 
-def _memory_lines(config: config_lib.ExperimentConfig, found: Counts,
+def _memory_lines(config: config_lib.ExperimentConfig, found: counts.Counts,
                   figures: _ModelFigures, method: method_lib.Method,
                   attack: attacks.Pgd) -> list[str]:
   """Bytes held between updates, over all virtual replicas."""
@@ -355,16 +310,19 @@ def _placement_line(config: config_lib.ExperimentConfig,
       f"replicas, {_bytes(crossing)} a micro batch")
 
 
-def _batch_spec(config: config_lib.ExperimentConfig, found: Counts,
+def _batch_spec(config: config_lib.ExperimentConfig, found: counts.Counts,
                 method: method_lib.Method) -> method_lib.Batch:
   """One virtual replica's slice of a batch, as the pipeline makes it."""
   rows = config.derived.replica_batch_size
   is_text = len(found.image_shape) == 2
   image = tf.TensorSpec([rows, *found.image_shape],
                         tf.int32 if is_text else tf.uint8)
+  image = tf.TensorSpec([rows, *found.image_shape], tf.int32 if (
+      config_lib.is_text(config)) else tf.uint8)
   label = (tf.TensorSpec([rows, found.num_classes], tf.float32)
            if experiments.has_soft_labels(config)
-           else tf.TensorSpec([rows], tf.int32))
+           else tf.TensorSpec([rows], tf.float32 if found.num_classes == 1
+                              else tf.int32))
   return method_lib.Batch(image, label, tf.TensorSpec([rows], tf.float32),
                           image if method.augments else ())
 

@@ -16,7 +16,7 @@ from conadv_tf.analysis import run_curvature
 from conadv_tf.data import pipeline, unlabelled
 from conadv_tf.data import source as sources
 from conadv_tf.distribute import strategies
-from conadv_tf.evaluation import attack_names, certified, clean, robust
+from conadv_tf.evaluation import attack_names, certified, clean, robust, text
 from conadv_tf.layers import routing
 from conadv_tf.models import user
 from conadv_tf.objectives import per_example
@@ -76,8 +76,9 @@ class Experiment:
 
   @functools.cached_property
   def loss(self) -> per_example.PerExampleLoss:
-    """Cross entropy without label smoothing, for evaluation."""
-    return per_example.per_example_loss(_cross_entropy(self.outputs))
+    """The loss without label smoothing, for evaluation."""
+    return per_example.per_example_loss(
+        _loss(self.outputs, self.splits.train.num_classes))
 
   def train_dataset(self, start_step: int) -> tf.distribute.DistributedDataset:
     """Micro batches from update `start_step` to the end of the run.
@@ -141,16 +142,25 @@ class Experiment:
   def evaluator(self, branch: str, attack: str = "") -> clean.Evaluator:
     """Clean or robust figures through a branch; each is traced once."""
     if (branch, attack) not in self._evaluators:
-      network = self.trainer.network
-      self._evaluators[branch, attack] = (
-          robust.RobustEvaluator(
-              network, self.loss,
-              robust.named_attack(
-                  attack, attack_names.run_radius(self.config.attack)),
-              self.strategy, branch, self.config.seed, PIXEL_RANGE)
-          if attack else
-          clean.Evaluator(network, self.loss, self.strategy, branch))
+      self._evaluators[branch, attack] = self._make_evaluator(branch, attack)
     return self._evaluators[branch, attack]
+
+  def _make_evaluator(self, branch: str, attack: str) -> clean.Evaluator:
+    network, config = self.trainer.network, self.config
+    if config_lib.is_text(config):
+      if attack:
+        raise config_lib.InputError(
+            f"{attack}: changes pixels, and the data of this run are "
+            "sentences; evaluate without attacks")
+      return text.TextEvaluator(
+          network, self.loss, components.metrics(config), self.strategy,
+          branch)
+    if attack:
+      return robust.RobustEvaluator(
+          network, self.loss,
+          robust.named_attack(attack, attack_names.run_radius(config.attack)),
+          self.strategy, branch, config.seed, PIXEL_RANGE)
+    return clean.Evaluator(network, self.loss, self.strategy, branch)
 
   def estimate(self, number: int) -> growing.Estimate:
     """The largest eigenvalue that lets the batch grow.
@@ -208,7 +218,8 @@ class Experiment:
     if sample:
       train = self.figures(
           self.evaluator(branch), sample, f"train {train_examples}")
-      figures["generalization_gap"] = clean.generalisation_gap(train, figures)
+      figures["generalization_gap"] = clean.generalisation_gap(
+          train, figures, components.metrics(self.config)[0])
     for name, evaluator in robust_evaluators.items():
       figures[f"robust_accuracy_{name}"] = self.figures(
           evaluator, validation, "validation")["accuracy"]
@@ -223,6 +234,10 @@ class Experiment:
       branch: whose batch normalisation predicts.
       after: position of the last image that is known.
     """
+    if config_lib.is_text(self.config):
+      raise config_lib.InputError(
+          "--certify adds noise to pixels, and the data of this run are "
+          "sentences; leave it out")
     certifier = certified.Certifier(
         self.trainer.network, smoothing, self.strategy, branch,
         self.config.seed, PIXEL_RANGE)
@@ -238,8 +253,9 @@ class Experiment:
   def curvature(self) -> run_curvature.RunCurvature:
     """Estimates Hessian eigenvalues on training examples, when called."""
     return run_curvature.RunCurvature(
-        self.trainer.network, per_example.per_example_loss(_cross_entropy(
-            self.outputs, has_soft_labels(self.config))), self._drawn,
+        self.trainer.network, per_example.per_example_loss(_loss(
+            self.outputs, self.splits.train.num_classes,
+            has_soft_labels(self.config))), self._drawn,
         available=self.splits.train.num_examples,
         rows=(self.config.derived.replica_batch_size
               * self.strategy.num_replicas_in_sync), seed=self.config.seed)
@@ -294,7 +310,11 @@ def has_soft_labels(config: config_lib.ExperimentConfig) -> bool:
   return bool(config.objective.label_smoothing or data.mixup or data.cutmix)
 
 
-def _cross_entropy(outputs: str, soft: bool = False) -> tf.keras.losses.Loss:
+def _loss(outputs: str, num_classes: int, soft: bool = False
+          ) -> tf.keras.losses.Loss:
+  """Cross entropy, of one output the squared error."""
+  if num_classes == 1:
+    return tf.keras.losses.MeanSquaredError()
   kind = (tf.keras.losses.CategoricalCrossentropy if soft
           else tf.keras.losses.SparseCategoricalCrossentropy)
   return kind(from_logits=outputs == "logits")
@@ -324,9 +344,10 @@ def build(config: config_lib.ExperimentConfig,
   """
   components.check_names(config)
   strategy = strategies.connect(config.runtime, machines)
-  splits = splits or components.load_data(config.data)
+  splits = splits or components.load_data(config)
   config = config_lib.resolve(config, splits.num_training)
-  stopping.check(config.evaluation, splits.train.num_classes)
+  stopping.check(config.evaluation, splits.train.num_classes,
+                 components.metrics(config))
   _sample(splits.train, config.evaluation.train_examples)  # a stream refuses
   runtime = config.runtime
   tf.keras.utils.set_random_seed(config.seed)
@@ -357,8 +378,10 @@ def build(config: config_lib.ExperimentConfig,
           components.OPTIMIZERS[config.optimizer.name](
               config.optimizer, growing.rate(
                   schedule, trainer.step_counter, trainer.growing)),
-          _cross_entropy(outputs, has_soft_labels(config)),
-          weighted_metrics=["accuracy"],  # of rows that have a label
+          _loss(outputs, splits.train.num_classes, has_soft_labels(config)),
+          # Of rows that have a label.
+          weighted_metrics=[m for m in components.metrics(config)
+                            if m == "accuracy"],
           jit_compile=runtime.jit_compile or None,
           steps_per_execution=runtime.steps_per_execution)
     except ValueError as error:

@@ -55,6 +55,10 @@ def plan(experiment: Experiment, names: Sequence[str], *, branch: str,
     InputError: for names, numbers, a missing library, a branch that this
       network does not have, a subset that cannot be made.
   """
+  if (names or doubts) and config_lib.is_text(experiment.config):
+    raise config_lib.InputError(
+        "--attacks change pixels, and the data of this run are sentences; "
+        "leave them out")
   if (radii or steps) and not names:
     raise config_lib.InputError("--radii and --steps need --attacks")
   radius = attack_names.run_radius(experiment.config.attack)

@@ -65,7 +65,7 @@ def main() -> None:
     from conadv_tf import config as config_lib
     config = config_lib.load(_CONFIG_FILE.value, _PARAMS_OVERRIDE.value)
     machines = _machines()
-    from conadv_tf import description, runs
+    from conadv_tf import components, description, runs
     from conadv_tf.training import profiling
     profile = _PROFILE_STEPS.value and profiling.parse_steps(
         _PROFILE_STEPS.value)
@@ -81,7 +81,8 @@ def main() -> None:
         peer_timeout=_PEER_TIMEOUT.value, profile_steps=profile,
         profiler_port=_PROFILER_PORT.value)
     if not _QUIET.value and machines.is_chief:
-      print(f"validation accuracy {results['validation/accuracy']:.4f}; "
+      metric = components.metrics(config)[0]
+      print(f"validation {metric} {results[f'validation/{metric}']:.4f}; "
             f"results in {_MODEL_DIR.value}/results.json")
 
 

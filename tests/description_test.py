@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from conadv_tf import config, description, experiment
+from conadv_tf import config, counts, description, experiment
 from tests import tiny
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -223,8 +223,8 @@ def test_a_run_and_its_configuration_are_described_alike() -> None:
 
 
 def test_data_are_loaded_where_their_numbers_are_not_stated() -> None:
-  found = description.counts(tiny.load())
-  assert found == description.Counts(24, 6, (4, 4, 3), 3)
+  found = counts.of_config(tiny.load())
+  assert found == counts.Counts(24, 6, (4, 4, 3), 3)
   with pytest.raises(config.InputError, match='data.path'):
     _describe('conadv', pairs='data.train_examples=null')
 

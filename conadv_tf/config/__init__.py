@@ -33,5 +33,6 @@ from conadv_tf.config.schema import (
     ScheduleConfig,
     training_replicas,
 )
+from conadv_tf.config.text_rules import is_text
 from conadv_tf.config.unlabelled_rules import describe as describe_unlabelled
 from conadv_tf.config.unlabelled_rules import rows as unlabelled_rows

@@ -19,6 +19,7 @@ from conadv_tf.config import (
   growth_rules,
   perturbation_rules,
   smoothing_rules,
+  text_rules,
   trust_ratio_rules,
   unlabelled_rules,
 )
@@ -62,6 +63,7 @@ def validate(config: ExperimentConfig) -> None:
   unlabelled_rules.check(config)
   smoothing_rules.check(config)
   perturbation_rules.check(config)
+  text_rules.check(config)
   attack_rules.check(config.attack)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]

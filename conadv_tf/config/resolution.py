@@ -12,6 +12,7 @@ from conadv_tf.config import (
   growth_rules,
   perturbation_rules,
   smoothing_rules,
+  text_rules,
   trust_ratio_rules,
   unlabelled_rules,
 )
@@ -139,6 +140,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   ignored |= dat_rules.unused(config, default)
   ignored |= smoothing_rules.unused(config, default)
   ignored |= perturbation_rules.unused(config, default)
+  ignored |= text_rules.unused(config, default)
   if method.name == 'vanilla':
     ignored |= {key for key in default if key.startswith('attack.')}
     ignored |= _method_keys(default) | _GAMMA
@@ -168,8 +170,10 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
 def _unused_of_data(data: DataConfig) -> set[str]:
   """Keys that this kind of data does not look at."""
   ignored = set()
+  if data.name not in ('tfds', 'glue'):
+    ignored |= {'data.builder'}
   if data.name != 'tfds':
-    ignored |= {'data.builder', 'data.train_split'}
+    ignored |= {'data.train_split'}
   if data.name in ('digits', 'synthetic'):
     ignored |= {'data.path'}
   if data.name != 'tfrecord':

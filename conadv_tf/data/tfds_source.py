@@ -40,7 +40,7 @@ def load(data: DataConfig) -> source.Splits:
   if not data.builder:
     raise InputError('data.builder is null; data.name=tfds needs a builder of '
                      'TensorFlow Datasets, for instance mnist:3.*.*.')
-  builder = _prepared_builder(data.builder, data.path)
+  builder = prepared_builder(data.builder, data.path)
   image, num_classes, names = _features(builder, data)
   fixed = None not in image.shape and data.preprocessing == 'resize' and (
       data.image_size in (None, *(
@@ -86,7 +86,7 @@ def _split(
   return made
 
 
-def _prepared_builder(name: str, data_dir: str | None) -> Any:
+def prepared_builder(name: str, data_dir: str | None) -> Any:
   """Returns the `tfds.core.DatasetBuilder`, its data ready to read."""
   import tensorflow_datasets as tfds  # Slow to import.
 

@@ -72,9 +72,7 @@ class Evaluator:
       ValueError: if b is not static.
       InputError: if there are no examples.
     """
-    if elements is None:
-      dataset = self._strategy.experimental_distribute_dataset(
-          _shareable(dataset, self._strategy))
+    dataset = self.shared_out(dataset, elements)
     totals = (tf.zeros([3], tf.int64), tf.zeros([], tf.float64))
     for element in itertools.islice(dataset, elements):
       between()
@@ -88,6 +86,14 @@ class Evaluator:
     if self._network.output_shape[-1] > _TOP:
       result[f"top_{_TOP}_accuracy"] = in_top / examples
     return {**result, "examples": float(examples)}
+
+  def shared_out(self,
+                 dataset: tf.data.Dataset | tf.distribute.DistributedIterator,
+                 elements: int | None) -> tf.distribute.DistributedDataset:
+    """Elements of each replica's rows; arguments as of a call."""
+    return dataset if elements is not None else (
+        self._strategy.experimental_distribute_dataset(
+            _shareable(dataset, self._strategy)))
 
   def logits(self, images: tf.Tensor) -> tf.Tensor:
     """Outputs [b, classes] for float images, through the branch, in EVAL."""
@@ -156,7 +162,8 @@ class Evaluator:
 
 
 def generalisation_gap(train: Mapping[str, float],
-                       validation: Mapping[str, float]) -> float:
+                       validation: Mapping[str, float],
+                       metric: str = "accuracy") -> float:
   """Accuracy on training examples minus accuracy on validation examples.
 
   Args:
@@ -164,8 +171,9 @@ def generalisation_gap(train: Mapping[str, float],
       running accuracy of `fit` has augmentation, batch statistics and older
       weights in it, and would make another quantity of the difference.
     validation: from the same `Evaluator` on validation examples.
+    metric: in place of accuracy.
   """
-  return train["accuracy"] - validation["accuracy"]
+  return train[metric] - validation[metric]
 
 
 def label_rank(label: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,6 @@
 """The user's own Keras model, named as `module.path:function`."""
 
+from collections.abc import Sequence
 import importlib
 import os
 import sys
@@ -16,8 +17,8 @@ def builder(name: str) -> arguments.Builder:
 
   The module is looked for on Python's path and in the working directory. The
   function is called as `function(input_shape, num_classes, **model.args)` and
-  returns a Keras model from float images [b, h, w, c] in 0..255 to
-  [b, num_classes].
+  returns a Keras model from float images [b, h, w, c] in 0..255, or from the
+  tokens int32 [b, L, 2] of `data.name: glue`, to [b, num_classes].
 
   Args:
     name: for instance `my_package.my_models:wide_resnet`.
@@ -89,10 +90,11 @@ def _check_model(
         f"{type(model).__name__}")
   try:
     # A symbolic call: it also builds a subclassed model's variables.
-    output = model(tf.keras.Input(input_shape))
+    output = model(tf.keras.Input(input_shape, dtype=_dtype(input_shape)))
   except (TypeError, ValueError) as error:
+    kind = "tokens" if _is_text(input_shape) else "images"
     raise config.InputError(
-        f"model.name: {name} does not take images [b, "
+        f"model.name: {name} does not take {kind} [b, "
         f"{', '.join(map(str, input_shape))}]: {error}") from error
   shape = getattr(output, "shape", None)
   if shape is None or shape.as_list() != [None, num_classes]:
@@ -101,15 +103,28 @@ def _check_model(
         f"classes, it gives {output if shape is None else shape.as_list()}")
 
 
+def _is_text(input_shape: Sequence[int]) -> bool:
+  """Whether an example is tokens (L, 2), see `data.glue.TokenSource`."""
+  return len(input_shape) == 2
+
+
+def _dtype(input_shape: Sequence[int]) -> tf.DType:
+  return tf.int32 if _is_text(input_shape) else tf.float32
+
+
 def outputs(model: tf.keras.Model, input_shape: arguments.ImageShape) -> str:
   """What a model ends in: "probabilities" after a softmax, else "logits".
 
   Judged by what it gives for a few images, since a softmax can hide anywhere:
   in an activation, a layer of its own or a subclass's `call`.
   """
-  images = tf.random.stateless_uniform([4, *input_shape], [0, 0], 0.0, 255.0)
+  dtype = _dtype(input_shape)
+  images = tf.random.stateless_uniform(
+      [4, *input_shape], [0, 0], 0, 2 if dtype.is_integer else 255, dtype)
   values = tf.cast(model(images, training=False), tf.float32)
   sums = tf.reduce_sum(values, axis=1)
+  if values.shape[1] == 1:
+    return "logits"  # of regression
   is_softmax = tf.reduce_all(values >= 0) & tf.reduce_all(
       tf.abs(sums - 1.0) < 1e-2)
   return "probabilities" if bool(is_softmax) else "logits"

@@ -53,7 +53,9 @@ def summary_line(epoch: float, total: int, record: dict[str, Any]) -> str:
   for name, label in (("train/loss", "loss"), ("train/accuracy", "accuracy"),
                       ("train/adversarial_accuracy", "adversarial accuracy"),
                       ("validation/loss", "validation loss"),
-                      ("validation/accuracy", "validation accuracy")):
+                      *((f"validation/{n}", f"validation {n}") for n in (
+                          "accuracy", "f1", "matthews", "pearson",
+                          "spearman"))):
     if name in record:
       parts.append(f"{label} {record[name]:.4f}")
   parts.append(f"{record['examples_per_second']:.0f} examples/s")

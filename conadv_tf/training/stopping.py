@@ -18,16 +18,18 @@ _LOWER_IS_BETTER = ("loss", "generalization_gap")
 Record = dict[str, Any]
 
 
-def check(options: config_lib.EvaluationConfig, num_classes: int) -> None:
+def check(options: config_lib.EvaluationConfig, num_classes: int,
+          metrics: Sequence[str] = ("accuracy",)) -> None:
   """Raises InputError if `monitor` is no figure of these evaluations.
 
   Args:
     options: of the evaluations.
     num_classes: of the model; the top 5 say nothing about 5 or fewer.
+    metrics: figures besides the loss.
   """
   if options.patience is None:
     return
-  known = ["accuracy", "loss"]
+  known = [*metrics, "loss"]
   if num_classes > 5:
     known.append("top_5_accuracy")
   if options.train_examples:

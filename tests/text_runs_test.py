@@ -1,0 +1,88 @@
+"""Runs on sentences, from files to results."""
+
+import json
+import pathlib
+
+import pytest
+
+from conadv_tf import config, description, robustness, runs, saved_runs
+from tests import events, sentences
+
+
+def test_classification(tmp_path: pathlib.Path,
+                        capsys: pytest.CaptureFixture) -> None:
+  keys = sentences.make(tmp_path, 'cola')
+  run = tmp_path / 'run'
+  results = runs.run(sentences.load(
+      keys, 'evaluation.patience=9,evaluation.monitor=matthews,'
+      'evaluation.train_examples=16'), str(run))
+  # One word of six tells the label: 4 updates suffice.
+  assert results['validation/matthews'] == 1.0
+  assert results['validation/accuracy'] == 1.0
+  assert results['validation/generalization_gap'] == 0.0
+  assert results['validation/examples'] == 6
+  assert results['train/accuracy'] > 0.5
+  assert results['best_step'] in (2, 4)
+  written = json.loads((run / 'results.json').read_text())
+  assert written['validation/matthews'] == 1.0
+  assert events.scalars(run / 'validation')['matthews'][4] == 1.0
+  output = capsys.readouterr().out
+  assert ('data: glue cola, 16 training and 6 validation sentences of 8 tokens,'
+          ' 2 classes') in output
+  assert 'validation matthews 1.0000' in output
+  restored, _ = saved_runs.restore(str(run))
+  figures = restored.evaluate()
+  assert figures['matthews'] == 1.0
+  assert figures['loss'] == pytest.approx(
+      min(json.loads(line)['validation/loss'] for line in
+          (run / 'metrics.jsonl').read_text().splitlines()
+          if json.loads(line)['step'] == results['best_step']), rel=1e-6)
+  with pytest.raises(config.InputError, match='--attacks change pixels'):
+    robustness.plan(restored, ['fgsm'], branch='clean')
+  with pytest.raises(config.InputError, match='fgsm: changes pixels'):
+    restored.evaluator('clean', 'fgsm')
+  with pytest.raises(config.InputError, match='--certify adds noise to pixels'):
+    next(restored.certificates(None, 'clean'))
+
+
+def test_regression(tmp_path: pathlib.Path) -> None:
+  keys = sentences.make(tmp_path, 'stsb')
+  results = runs.run(sentences.load(keys, 'schedule.epochs=4'),
+                     str(tmp_path / 'run'), quiet=True)
+  # The labels are 0.5 and 2, and the two kinds of rows all alike.
+  assert results['validation/pearson'] == pytest.approx(1.0)
+  assert results['validation/spearman'] == pytest.approx(1.0)
+  assert results['validation/loss'] < 2.0
+  assert not [key for key in results if 'accuracy' in key]
+
+
+def test_described_without_the_files(tmp_path: pathlib.Path) -> None:
+  text = description.describe_config(sentences.load(
+      f'data.path={tmp_path}/absent,text.task=mnli,data.num_examples=null'))
+  assert ('data: glue mnli, 392,702 training and 9,815 validation sentences of '
+          '8 tokens, 3 classes') in text
+
+
+@pytest.mark.parametrize('pairs, message', [
+    ('data.augment=crop_flip', 'data.augment: "crop_flip" and data.name=glue'),
+    ('data.mixup=0.2', 'data.mixup: 0.2 and data.name=glue exclude'),
+    ('data.image_size=8', 'text.sequence_length is the length of sentences'),
+    ('evaluation.attacks=[pgd20]', r'evaluation.attacks: \["pgd20"\] and'),
+    ('method.name=conadv', 'conadv perturbs pixels'),
+    ('text.task=sst', 'text.task=sst: unknown; known are sst2, cola, mrpc, '
+     'rte, stsb, mnli, mnli_mismatched, qnli, qqp; did you mean sst2'),
+    ('text.task=stsb,objective.label_smoothing=0.1', 'its labels are numbers'),
+    ('text.task=stsb,evaluation.target_accuracy=0.9', 'has no accuracy'),
+    ('evaluation.patience=1,evaluation.monitor=f1',
+     "'f1' is no figure of this run's evaluations, which are accuracy, loss"),
+])
+def test_refused(pairs: str, message: str) -> None:
+  with pytest.raises(config.InputError, match=message):
+    description.plan(sentences.load(pairs))
+
+
+def test_keys_of_text_are_of_text_alone() -> None:
+  options = sentences.load('data.cache=false')
+  assert config.unused_keys(options) == ['data.cache']
+  options.data.name = 'digits'
+  assert config.unused_keys(options) == ['text.sequence_length']
