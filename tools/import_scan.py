@@ -31,6 +31,8 @@ DISTRIBUTIONS = {
     "tensorflow": "tensorflow",
     "tensorflow_addons": "tensorflow-addons",
     "tensorflow_datasets": "tensorflow-datasets",
+    "tensorflow_text": "tensorflow-text",
+    "tokenizers": "tokenizers",
     "yaml": "pyyaml",
 }
 

@@ -53,8 +53,8 @@ class WordPiece(tf.Module):
     with tf.device('CPU:0'):
       # BertTokenizer gives the same tokens and takes six times as long.
       self._tokenizer = tf_text.FastBertTokenizer(
-          words, lower_case_nfd_strip_accents=lower_case,
-          token_out_type=tf.int32)
+          words, token_out_type=tf.int32)
+    self._lower_case = lower_case
     self._text = tf_text
 
   def tokens(self, sentences: tf.Tensor, second: tf.Tensor | None = None
@@ -69,7 +69,7 @@ class WordPiece(tf.Module):
       int32 [b, L, 2]: ids, padded at the right end, and segments (0 for the
       first sentence and padding, 1 for the second).
     """
-    parts = [self._tokenizer.tokenize(part)
+    parts = [self._tokenizer.tokenize(self._cased(part))
              for part in (sentences, second) if part is not None]
     # Of two sentences as much of each: the longer one is cut first.
     parts = self._text.RoundRobinTrimmer(
@@ -81,6 +81,14 @@ class WordPiece(tf.Module):
         for value, pad in ((ids, self.pad_id), (segments, 0)))
     return tf.ensure_shape(
         tf.stack([ids, segments], axis=-1), [None, self._length, 2])
+
+  def _cased(self, sentences: tf.Tensor) -> tf.Tensor:
+    if not self._lower_case:
+      return sentences
+    # The tokeniser's own lower case takes apart characters that BERT's
+    # leaves, such as an ellipsis.
+    return tf.strings.regex_replace(self._text.normalize_utf8(
+        tf.strings.lower(sentences, 'utf-8'), 'NFD'), r'\p{Mn}', '')
 
 
 class ByteLevelBpe:
