@@ -13,11 +13,11 @@ WORDS = ('good', 'bad', 'film', 'very', 'un', '##watch', '##able', '.', 'é',
          'e')
 # Ids of a vocabulary: 4 + the place of the word above.
 VOCABULARY = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', *WORDS)
-# 4 updates of 8 examples, 2 an epoch.
+# 8 updates of 8 examples, 2 an epoch.
 SETTINGS = (
     'data.name=glue,data.global_batch_size=8,data.num_examples=16,'
     'text.sequence_length=8,method.name=vanilla,optimizer.name=adamw,'
-    'schedule.epochs=2,schedule.peak_lr=0.05,evaluation.batch_size=5,'
+    'schedule.epochs=4,schedule.peak_lr=0.3,evaluation.batch_size=5,'
     f'model.name={__name__}:model,runtime.deterministic=true')
 
 

@@ -16,16 +16,16 @@ def test_classification(tmp_path: pathlib.Path,
   results = runs.run(sentences.load(
       keys, 'evaluation.patience=9,evaluation.monitor=matthews,'
       'evaluation.train_examples=16'), str(run))
-  # One word of six tells the label: 4 updates suffice.
+  # One word of six tells the label: 8 updates suffice.
   assert results['validation/matthews'] == 1.0
   assert results['validation/accuracy'] == 1.0
   assert results['validation/generalization_gap'] == 0.0
   assert results['validation/examples'] == 6
   assert results['train/accuracy'] > 0.5
-  assert results['best_step'] in (2, 4)
+  assert results['best_step'] in (2, 4, 6, 8)
   written = json.loads((run / 'results.json').read_text())
   assert written['validation/matthews'] == 1.0
-  assert events.scalars(run / 'validation')['matthews'][4] == 1.0
+  assert events.scalars(run / 'validation')['matthews'][8] == 1.0
   output = capsys.readouterr().out
   assert ('data: glue cola, 16 training and 6 validation sentences of 8 tokens,'
           ' 2 classes') in output
@@ -47,7 +47,7 @@ def test_classification(tmp_path: pathlib.Path,
 
 def test_regression(tmp_path: pathlib.Path) -> None:
   keys = sentences.make(tmp_path, 'stsb')
-  results = runs.run(sentences.load(keys, 'schedule.epochs=4'),
+  results = runs.run(sentences.load(keys),
                      str(tmp_path / 'run'), quiet=True)
   # The labels are 0.5 and 2, and the two kinds of rows all alike.
   assert results['validation/pearson'] == pytest.approx(1.0)
