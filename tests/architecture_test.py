@@ -23,6 +23,7 @@ LEVELS = (
     ("components",),
     ("command_line", "experiment"),
     ("method_lines",),
+    ("command_line", "counts", "experiment"),
     ("description",),
     ("runs", "saved_runs", "robustness"),
     ("__init__", "train", "evaluate", "export", "doctor"),
@@ -35,7 +36,7 @@ METHOD_BASES = tuple(
 # Seconds to import: only inside the functions that need them.
 HEAVY = ("art", "foolbox", "keras_cv", "mlperf_logging", "official.nlp",
          "official.vision", "sklearn", "tensorflow_addons",
-         "tensorflow_datasets")
+         "tensorflow_datasets", "tensorflow_text", "tokenizers")
 CONFIG_MAY_IMPORT = ("official.modeling.hyperparams", "yaml")
 
 MAX_FILE_LINES, GOOD_FILE_LINES, MAX_FUNCTION_LINES = 400, 300, 60

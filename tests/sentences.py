@@ -13,11 +13,12 @@ WORDS = ('good', 'bad', 'film', 'very', 'un', '##watch', '##able', '.', 'é',
          'e')
 # Ids of a vocabulary: 4 + the place of the word above.
 VOCABULARY = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', *WORDS)
-# 8 updates of 8 examples, 2 an epoch.
+# 16 updates of 8 examples, 2 an epoch.
 SETTINGS = (
     'data.name=glue,data.global_batch_size=8,data.num_examples=16,'
     'text.sequence_length=8,method.name=vanilla,optimizer.name=adamw,'
-    'schedule.epochs=4,schedule.peak_lr=0.3,evaluation.batch_size=5,'
+    'schedule.epochs=8,schedule.peak_lr=0.1,schedule.name=constant,'
+    'evaluation.batch_size=5,'
     f'model.name={__name__}:model,runtime.deterministic=true')
 
 
