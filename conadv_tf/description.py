@@ -314,9 +314,6 @@ def _batch_spec(config: config_lib.ExperimentConfig, found: counts.Counts,
                 method: method_lib.Method) -> method_lib.Batch:
   """One virtual replica's slice of a batch, as the pipeline makes it."""
   rows = config.derived.replica_batch_size
-  is_text = len(found.image_shape) == 2
-  image = tf.TensorSpec([rows, *found.image_shape],
-                        tf.int32 if is_text else tf.uint8)
   image = tf.TensorSpec([rows, *found.image_shape], tf.int32 if (
       config_lib.is_text(config)) else tf.uint8)
   label = (tf.TensorSpec([rows, found.num_classes], tf.float32)
