@@ -31,7 +31,9 @@ from conadv_tf.methods import method as method_lib
 from conadv_tf.models import (
   alexnet,
   applications,
+  encoder,
   preact_resnet,
+  pretrained,
   resnet,
   resnet_cifar,
   squeezenext,
@@ -68,6 +70,7 @@ MODELS: dict[str, Callable[..., tf.keras.Model]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
+    **{name: encoder.builder(name) for name in encoder.PRESETS},
 }
 
 
@@ -245,11 +248,41 @@ def metrics(config: config_lib.ExperimentConfig) -> tuple[str, ...]:
 
 
 def build_model(model: config_lib.ModelConfig,
-                image_shape: tuple[int, int, int], num_classes: int
+                image_shape: tuple[int, ...], num_classes: int
                 ) -> tf.keras.Model:
-  """The plain Keras model that a configuration names, not trained."""
+  """The plain Keras model that a configuration names, not trained.
+
+  Args:
+    model: its name and arguments.
+    image_shape: of one example: (h, w, c) of an image, (L, 2) of tokens.
+    num_classes: number of outputs.
+  """
   return _model_builder(model.name)(
       image_shape, num_classes, **(model.args or {}))
+
+
+def with_sizes(config: config_lib.ExperimentConfig,
+               saved: config_lib.ExperimentConfig | None = None
+               ) -> config_lib.ExperimentConfig:
+  """Writes a pre-trained encoder's sizes into `model.args`, in a copy.
+
+  Args:
+    config: loaded.
+    saved: that of the run which goes on. It knows the sizes, so that the
+      checkpoint is not needed again.
+
+  Raises:
+    InputError: if the sizes cannot be found or are not those of the model.
+  """
+  model, args = config.model, config.model.args or {}
+  if model.initial_weights is None or model.name not in encoder.PRESETS:
+    return config
+  known = {}
+  if saved and saved.model.initial_weights == model.initial_weights:
+    known = pretrained.known(saved.model.args or {})
+  args = {**known, **args} if known else pretrained.arguments(
+      model.name, args, model.initial_weights)
+  return config.replace(model={"args": args})
 
 
 def check_names(config: config_lib.ExperimentConfig) -> None:

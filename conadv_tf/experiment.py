@@ -343,6 +343,7 @@ def build(config: config_lib.ExperimentConfig,
     InputError: if the configuration or the data are not usable.
   """
   components.check_names(config)
+  config = components.with_sizes(config, config)
   strategy = strategies.connect(config.runtime, machines)
   splits = splits or components.load_data(config)
   config = config_lib.resolve(config, splits.num_training)

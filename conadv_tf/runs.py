@@ -68,6 +68,8 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
         directory, evaluates, quiet or not machines.is_chief, machines,
         watchdog.Watchdog(config.runtime.stall_seconds),
         profiler if machines.is_chief else None)
+    config = components.with_sizes(
+        config, directory.saved_config() if directory.has_begun() else None)
     token = agreement.digest([config.as_dict(), model_dir, evaluates])
     saved = _check(config, session)
     if config.runtime.strategy == "multi_worker_mirrored":

@@ -1,5 +1,6 @@
 """Initial weights from another run or another model."""
 
+import logging
 import os
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 from conadv_tf import config as config_lib
 from conadv_tf.layers import network as networks
 from conadv_tf.layers import routing
+from conadv_tf.models import pretrained
 from conadv_tf.training import averaging, checkpoint, run_directory, stopping
 from conadv_tf.training import trainer as trainers
 
@@ -25,8 +27,9 @@ def load(trainer: trainers.Trainer, path: str,
     trainer: compiled.
     path: a run's directory (what it would evaluate and export: its newest
       checkpoint, averaged where it averages, or that of its best evaluation
-      where it has `patience`), a `.keras` or `.h5` file of Keras, or the
-      directory of a SavedModel of Keras or of `conadv-export`. A run gives
+      where it has `patience`), a `.keras` or `.h5` file of Keras, the
+      directory of a SavedModel of Keras or of `conadv-export`, or a published
+      encoder (`models/pretrained.py`; its head starts anew). A run gives
       each branch of batch normalisation its own where it has that branch;
       all other branches start from the clean one.
     replace_head: whether the last layer with weights keeps those it has,
@@ -42,10 +45,12 @@ def load(trainer: trainers.Trainer, path: str,
     values = _of_saved_model(path)
   elif os.path.isfile(path):
     values = _of_keras_file(trainer.network, path, replace_head)
+  elif pretrained.is_checkpoint(path):
+    values = _of_encoder(trainer.network, path)
   else:
     raise config_lib.InputError(
         f"model.initial_weights: {path} is no run's directory, no .keras or "
-        ".h5 file and no SavedModel; name one of these")
+        ".h5 file and no SavedModel, and holds no encoder; name one of these")
   trainer.network.assign(
       _by_branch(trainer.network, values, path, replace_head))
   averaging.restart(trainer)
@@ -85,6 +90,17 @@ def _of_keras_file(network: networks.Network, path: str, replace_head: bool
   except (OSError, ValueError, KeyError, NotImplementedError) as error:
     raise _unreadable(path, error) from error
   return [v.numpy() for v in model.variables]
+
+
+def _of_encoder(network: networks.Network, path: str) -> list[np.ndarray]:
+  variables = network.model.variables
+  values = pretrained.values(network.model, path)
+  new = [v.name.partition(":")[0] for v, value in zip(variables, values)
+         if value is None]
+  logging.warning("%s does not hold %s, which start anew", path,
+                  ", ".join(new))
+  return [networks.read(v) if value is None else value
+          for v, value in zip(variables, values)]
 
 
 def _unreadable(path: str, error: Exception) -> config_lib.InputError:
