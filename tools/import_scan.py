@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
     "numpy": "numpy",
     "official": "tf-models-official",
     "pytest": "pytest",
+    "safetensors": "safetensors",
     "scipy": "scipy",
     "sklearn": "scikit-learn",
     "tensorflow": "tensorflow",

