@@ -115,25 +115,17 @@ def encoder(
     num_heads: that share d in an attention.
     intermediate_size: between the two dense layers of a block.
     vocab_size: rows of the word embeddings.
-    max_positions: as Hugging Face counts them: the longest sequence for BERT,
-      `pad_id` + 1 more for RoBERTa.
-    type_vocab_size: rows of the segments' embeddings; with 1 row the segment
-      ids are not looked at.
+    max_positions: the longest sequence; for RoBERTa `pad_id` + 1 more.
+    type_vocab_size: of the segments' embeddings; 1 looks at no segment ids.
     layer_norm_eps: added to variances.
-    pad_id: the token that fills sequences up, at their right end; it is
-      attended to by none.
-    hidden_dropout: rate after the embeddings, after a block's last dense layer
-      and before the head.
-    attention_dropout: rate of attention weights and, since `official.nlp`'s
-      block has one number for both, of an attention's output, for which
-      Hugging Face takes `hidden_dropout`. Published configs have them equal.
+    pad_id: fills sequences up at their right end; none attends to it.
+    hidden_dropout: rate after the embeddings, in blocks, before the head.
+    attention_dropout: rate of an attention's weights and of its output.
     pooling: "cls_pooler": a dense layer with tanh on the first token's output;
-      "mean": the mean over all tokens but padding, as sentence encoders are
-      trained.
+      "mean": the mean over all tokens but padding.
 
   Returns:
     A functional model: int32 [b, L, 2] -> float32 logits [b, num_classes].
-    Embeddings and their normalisation compute in float32 under any policy.
 
   Raises:
     InputError: that names the first argument that cannot be.
@@ -143,28 +135,13 @@ def encoder(
   # Not by slicing, which could not be loaded from a .keras file.
   ids, segments = tf.unstack(tokens, num=2, axis=-1)
   real = tf.not_equal(ids, pad_id)
-  skipped = pad_id + 1 if kind == "roberta" else 0
-  x = _embed(ids, segments, hidden_size, vocab_size, max_positions - skipped,
+  first = pad_id + 1 if kind == "roberta" else 0
+  x = _embed(ids, segments, hidden_size, vocab_size, max_positions - first,
              type_vocab_size, layer_norm_eps)
   x = layers.Dropout(hidden_dropout, name="embedding_dropout")(x)
-  nlp = _nlp_layers()
-  mask = nlp.SelfAttentionMask(name="attention_mask")(x, real)
-  for number in range(num_layers):
-    x = nlp.TransformerEncoderBlock(
-        num_heads, intermediate_size, "gelu",  # the exact one, of erf
-        output_dropout=hidden_dropout, attention_dropout=attention_dropout,
-        norm_epsilon=layer_norm_eps, kernel_initializer=_initializer(),
-        name=f"layer_{number}")([x, mask])
-  if pooling == "mean":
-    x = layers.GlobalAveragePooling1D(name="mean", dtype="float32")(
-        x, mask=real)
-  else:
-    x = layers.Cropping1D((0, token_shape[0] - 1), name="first_token")(x)
-    x = layers.Reshape((hidden_size,), name="first")(x)
-    if kind == "roberta":
-      x = layers.Dropout(hidden_dropout, name="first_dropout")(x)
-    x = layers.Dense(hidden_size, "tanh", kernel_initializer=_initializer(),
-                     name="pooler" if kind == "bert" else "head_dense")(x)
+  x = _transform(x, real, num_layers, num_heads, intermediate_size,
+                 (hidden_dropout, attention_dropout), layer_norm_eps)
+  x = _pool(x, real, kind, pooling, hidden_dropout)
   x = layers.Dropout(hidden_dropout, name="head_dropout")(x)
   logits = layers.Dense(num_classes, kernel_initializer=_initializer(),
                         dtype="float32", name="logits")(x)
@@ -174,7 +151,7 @@ def encoder(
 def _embed(ids: tf.Tensor, segments: tf.Tensor, hidden_size: int,
            vocab_size: int, positions: int, types: int, epsilon: float
            ) -> tf.Tensor:
-  """Word, position and segment embeddings, added and normalised.
+  """Word, position and segment embeddings, added and normalised in float32.
 
   RoBERTa numbers positions from `pad_id` + 1 on and gives padding the row
   `pad_id`. With padding at the right end, which no token attends to, that is
@@ -195,6 +172,36 @@ def _embed(ids: tf.Tensor, segments: tf.Tensor, hidden_size: int,
                             name="type_embeddings", **table)(segments)])
   return layers.LayerNormalization(
       epsilon=epsilon, dtype="float32", name="embedding_norm")(x)
+
+
+def _transform(x: tf.Tensor, real: tf.Tensor, blocks: int, heads: int,
+               inner: int, rates: tuple[float, float], epsilon: float
+               ) -> tf.Tensor:
+  """Attention among what is no padding, and dense layers; [b, L, d]."""
+  nlp = _nlp_layers()
+  mask = nlp.SelfAttentionMask(name="attention_mask")(x, real)
+  for number in range(blocks):
+    x = nlp.TransformerEncoderBlock(
+        heads, inner, "gelu",  # the exact one, of erf
+        output_dropout=rates[0], attention_dropout=rates[1],
+        norm_epsilon=epsilon, kernel_initializer=_initializer(),
+        name=f"layer_{number}")([x, mask])
+  return x
+
+
+def _pool(x: tf.Tensor, real: tf.Tensor, kind: str, pooling: str,
+          dropout: float) -> tf.Tensor:
+  """Outputs [b, L, d] of all tokens -> [b, d]."""
+  if pooling == "mean":
+    return layers.GlobalAveragePooling1D(name="mean", dtype="float32")(
+        x, mask=real)
+  length, width = x.shape[1:]
+  x = layers.Cropping1D((0, length - 1), name="first_token")(x)
+  x = layers.Reshape((width,), name="first")(x)
+  if kind == "roberta":
+    x = layers.Dropout(dropout, name="first_dropout")(x)
+  return layers.Dense(width, "tanh", kernel_initializer=_initializer(),
+                      name="pooler" if kind == "bert" else "head_dense")(x)
 
 
 def _nlp_layers() -> Any:

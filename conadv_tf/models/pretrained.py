@@ -187,6 +187,10 @@ def values(model: tf.keras.Model, path: str) -> list[np.ndarray | None]:
     names = _names(variable.name.partition(":")[0], blocks)
     found.append(None if names is None else _value(
         source, names, variable, path))
+  if all(value is None for value in found):
+    raise config.InputError(
+        f"model.initial_weights: {path} holds an encoder, and this model has "
+        f"none of its layers; name the model {' or '.join(encoder.PRESETS)}")
   return found
 
 
@@ -194,7 +198,7 @@ def _names(ours: str, blocks: int) -> _Names | None:
   """What others call a variable of an encoder; None if it is the head's."""
   layer, _, leaf = ours.rpartition("/")
   block = re.fullmatch(r"layer_(\d+)/(.+)", layer)
-  if block:
+  if block and block[2] in _BLOCK:
     number, part = int(block[1]), block[2]
     torch, attribute = _BLOCK[part]
     torch = f"encoder.layer.{number}.{torch}"

@@ -198,6 +198,9 @@ def test_the_first_tensor_that_differs_is_named(tmp_path: pathlib.Path
                                                 ) -> None:
   tensors = published_encoders.write(tmp_path, BERT)
   model = loaded(tmp_path)[0]
+  with pytest.raises(config.InputError, match="has none of its layers"):
+    pretrained.values(tf.keras.Sequential([
+        tf.keras.layers.Input([3]), tf.keras.layers.Dense(2)]), str(tmp_path))
   weights = [w.copy() for w in model.get_weights()]
   for name, shape in (("encoder.layer.1.output.dense.weight", (8, 13)),
                       ("encoder.layer.0.intermediate.dense.weight", (13, 8)),
