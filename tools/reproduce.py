@@ -2,7 +2,7 @@ r"""Runs a suite and reports: `python -m tools.reproduce --suite=NAME`.
 
     python -m tools.reproduce --suite=dat-cifar10 --data=cifar10.npz \
         --output=DIR [--seeds=0,1,2] [--budget=NAME] [--only=WAY,WAY] \
-        [--jobs=2]
+        [--jobs=2] [--set=key=value]
 
 A suite is a file under suites/: ways of training, each a few overrides of a
 configuration, what is tuned on a validation split with the same grid for
@@ -29,11 +29,14 @@ from absl import flags
 
 from conadv_tf import command_line
 from conadv_tf.config import InputError
-from tools import reproduce_report, reproduce_runs
+from tools import reproduce_data, reproduce_report, reproduce_runs
 from tools import reproduce_suite as suites
 
 _SUITE = flags.DEFINE_string("suite", None, "Name under suites/, or a file.")
-_DATA = flags.DEFINE_string("data", None, "An .npz file, where it needs one.")
+_DATA = flags.DEFINE_string(
+    "data", None, "An .npz file or a GLUE folder, where it needs one.")
+_SET = flags.DEFINE_multi_string(
+    "set", [], "key=value for every way, after the suite's; may be repeated.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of runs and report.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Default: those of the suite.")
 _BUDGET = flags.DEFINE_string("budget", None, "One of the suite's budgets.")
@@ -48,11 +51,14 @@ def main() -> None:
     if not (_SUITE.value and _OUTPUT.value):
       raise InputError("--suite and --output are needed; suites are "
                        f"{', '.join(suites.names())}")
-    suite = suites.load(_SUITE.value, _BUDGET.value)
+    suite = suites.load(_SUITE.value, _BUDGET.value, _SET.value)
     seeds = _seeds(suite)
     ways = _ways(suite)
     folder = pathlib.Path(_OUTPUT.value).absolute()
-    _prepare(suite, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if suite.data:
+      reproduce_data.prepare(
+          suite.data, _DATA.value and pathlib.Path(_DATA.value), folder)
     runner = reproduce_runs.Runner(
         suite, folder, _JOBS.value, lambda text: print(text, flush=True))
     tuning = [run for way in _tuned(suite, ways)
@@ -94,16 +100,6 @@ def _tuned(suite: suites.Suite, ways: list[suites.Way]) -> list[suites.Way]:
   return list(needed.values())
 
 
-def _prepare(suite: suites.Suite, folder: pathlib.Path) -> None:
-  if suite.data is None:
-    folder.mkdir(parents=True, exist_ok=True)
-    return
-  if not _DATA.value:
-    raise InputError(f"suite {suite.name} needs --data=FILE.npz")
-  if not (folder / "train.npz").exists():
-    reproduce_runs.split(suite.data, pathlib.Path(_DATA.value), folder)
-
-
 def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
             runs: list[reproduce_runs.Run], folder: pathlib.Path) -> str:
   from conadv_tf.training import run_directory
@@ -131,7 +127,8 @@ def _facts() -> dict[str, Any]:
   """What made the figures; no paths of this machine."""
   paths = ("--data=", "--output=", "--suite=")
   arguments = [f"--suite={pathlib.Path(_SUITE.value).stem}", *(
-      text for text in sys.argv[1:] if not text.startswith(paths))]
+      _without_folder(text) for text in sys.argv[1:]
+      if not text.startswith(paths))]
   return {
       "command": shlex.join(["python", "-m", "tools.reproduce", *arguments]),
       "versions": json.dumps({
@@ -139,6 +136,13 @@ def _facts() -> dict[str, Any]:
           for name in ("tensorflow", "numpy")}),
       "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
   }
+
+
+def _without_folder(argument: str) -> str:
+  """`--set=key=/folder/name` as `--set=key=name`."""
+  before, equals, value = argument.rpartition("=")
+  return before + equals + (
+      pathlib.Path(value).name if os.path.exists(value) else value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,13 @@ A table of a suite:
       ways: [at_64, at_512]     # default: all
       columns: {TA: test/accuracy, updates: step}
 
+Pairs, differences to another way with the same seeds:
+
+    - title: Against LAMB
+      of: test/accuracy
+      against: lamb
+      ways: [noise, scala]
+
 A figure, against a key of the configuration, over epochs (of metrics.jsonl), or
 over numbers that stand in the names of figures:
 
@@ -78,6 +85,37 @@ def table(suite: suites.Suite, spec: Mapping[str, Any],
           for title in paper)])
   return figures.table(
       ["way", "n", *columns, *(f"paper: {title}" for title in paper)], rows)
+
+
+def pairs(spec: Mapping[str, Any], results: Results) -> str:
+  """Markdown: a row for each way, over the seeds that it shares.
+
+  The interval is Student's t of the differences; accuracies are in points.
+  """
+  from scipy import stats
+  key, against = spec["of"], results.get(spec["against"], {})
+  scale = 100 if "accuracy" in key else 1
+  rows = []
+  for way in spec["ways"]:
+    found = [(a, b) for a, b in (
+        (values, against.get(seed))
+        for seed, values in results.get(way, {}).items())
+             if a and b and key in a and key in b]
+    if not found:
+      rows.append([way, "0", "-", "-", "-"])
+      continue
+    differences = scale * np.array([a[key] - b[key] for a, b in found])
+    mean, count = differences.mean(), len(differences)
+    deviation = interval = "-"
+    if count > 1:
+      spread = differences.std(ddof=1)
+      half = stats.t.ppf(0.95, count - 1) * spread / np.sqrt(count)
+      deviation = f"{spread:.2f}"
+      interval = f"{mean - half:+.2f} .. {mean + half:+.2f}"
+    rows.append([way, f"{count}", f"{mean:+.2f}", deviation, interval])
+  return figures.table(
+      ["way", "n", f"minus {spec['against']}", "deviation", "90 % interval"],
+      rows)
 
 
 def _points(spec: Mapping[str, Any], key: str, ways: Sequence[str],
@@ -165,6 +203,9 @@ def write(suite: suites.Suite, results: Results,
   for spec in suite.tables:
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
               table(suite, spec, results)]
+  for spec in suite.pairs:
+    parts += [f"## {spec['title']}", spec.get("about", "").strip(),
+              pairs(spec, results)]
   for number, spec in enumerate(suite.figures, 1):
     name = f"figure{number}.png"
     draw(spec, results, histories, positions, folder / name)

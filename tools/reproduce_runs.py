@@ -1,4 +1,4 @@
-"""The runs of a suite: data, tuning, training, evaluation; no flags."""
+"""The runs of a suite: tuning, training, evaluation; no flags."""
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
@@ -12,11 +12,10 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
-
 from conadv_tf import config as config_lib
 from conadv_tf import exits
 from conadv_tf.config import InputError
+from tools import reproduce_data
 from tools import reproduce_suite as suites
 
 _DIVERGED = exits.Diverged.exit_code
@@ -51,63 +50,6 @@ class Run:
     return (self.path / "diverged").exists()
 
 
-def split(data: suites.Data, source: pathlib.Path,
-          folder: pathlib.Path) -> None:
-  """Writes train.npz, whose test split is for validation, and final.npz.
-
-  Args:
-    data: how many images of what size.
-    source: has x_train, y_train, x_test, y_test; images uint8 [n, h, w, c].
-    folder: receives the files.
-
-  Raises:
-    InputError: if it holds too few, or cannot be read.
-  """
-  try:
-    with np.load(source) as arrays:
-      images, labels, final_images, final_labels = (
-          arrays[key] for key in ("x_train", "y_train", "x_test", "y_test"))
-  except (OSError, KeyError, ValueError) as error:
-    raise InputError(f"--data={source}: {error}") from error
-  rest = len(images) - data.validation
-  if rest < data.train or len(final_images) < data.test:
-    raise InputError(
-        f"--data={source}: {len(images)} and {len(final_images)} images, "
-        f"needed are {data.train + data.validation} and {data.test}")
-  chosen = np.random.default_rng(0).permutation(rest)[:data.train]
-  train = shrink(images[chosen], data.image_size), labels[chosen]
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, x, y in (
-      ("final", final_images[:data.test], final_labels[:data.test]),
-      ("train", images[rest:], labels[rest:])):
-    np.savez(folder / f"{name}.npz", x_train=train[0], y_train=train[1],
-             x_test=shrink(x, data.image_size), y_test=y)
-
-
-def shrink(images: np.ndarray, size: int | None) -> np.ndarray:
-  """Means of square blocks of pixels, rounded.
-
-  Args:
-    images: uint8 [n, h, h, c].
-    size: a divisor of h; None keeps them.
-
-  Returns:
-    uint8 [n, size, size, c].
-
-  Raises:
-    InputError: if it is no divisor.
-  """
-  count, height, width, channels = images.shape
-  if size in (None, height):
-    return images
-  if height % size or height != width:
-    raise InputError(f"image_size: {size} is no divisor of {height}")
-  block = height // size
-  means = images.reshape(
-      count, size, block, size, block, channels).mean((2, 4))
-  return np.round(means).astype(np.uint8)
-
-
 class Runner:
   """Trains what is missing, several runs side by side."""
 
@@ -117,7 +59,7 @@ class Runner:
 
     Args:
       suite: that is run.
-      folder: with train.npz and final.npz, where the suite has data.
+      folder: with what `reproduce_data` wrote, where the suite has data.
       jobs: runs side by side, each with its share of the cores.
       say: for progress.
     """
@@ -220,7 +162,10 @@ class Runner:
     if run.way.workers > 1:
       overrides.insert(0, "runtime.strategy=multi_worker_mirrored")
     if self._suite.data:
-      overrides.append(f"data.path={self._folder / 'train.npz'}")
+      train, _ = reproduce_data.places(self._suite.data, self._folder)
+      overrides.append(f"data.path={train}")
+      if self._suite.data.task:
+        overrides.append(f"text.task={self._suite.data.task}")
     return overrides
 
   def command(self, run: Run) -> list[str]:
@@ -293,7 +238,8 @@ class Runner:
                  f"--model_dir={run.path}", f"--output={target}",
                  *evaluation.flags]
       if self._suite.data:
-        command.append(f"--data_path={self._folder / 'final.npz'}")
+        _, final = reproduce_data.places(self._suite.data, self._folder)
+        command.append(f"--data_path={final}")
       code = self.call(command, pathlib.Path(f"{run.path}.log"))
       if code:
         raise InputError(f"the evaluation {evaluation.name} of {run.path} "

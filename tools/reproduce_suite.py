@@ -15,19 +15,23 @@ FOLDER = "suites"
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The part of an .npz file that a suite uses.
+  """The part of an .npz file, or of a task's TSV file, that a suite uses.
 
   Attributes:
-    train: images to train on, drawn from the training split.
-    validation: its last images, for curves and for tuning.
-    test: the first images of the test split, for the figures of the end.
+    train: examples to train on, drawn from the training split.
+    validation: for curves and for tuning: its last images, or sentences drawn
+      from it.
+    test: for the figures of the end: the first images of the test split, or
+      sentences drawn from the training split, as GLUE's test labels are secret.
     image_size: to which images are shrunk, a divisor of theirs; None keeps.
+    task: of GLUE; None means images.
   """
 
   train: int
   validation: int
   test: int
   image_size: int | None = None
+  task: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,7 @@ class Suite:
     evaluations: at the end of every run.
     ways: by name, in order.
     tables: see `reproduce_report`.
+    pairs: see `reproduce_report`.
     figures: see `reproduce_report`.
   """
 
@@ -131,11 +136,13 @@ class Suite:
   evaluations: tuple[Evaluation, ...]
   ways: Mapping[str, Way]
   tables: list[dict[str, Any]]
+  pairs: list[dict[str, Any]]
   figures: list[dict[str, Any]]
 
 
 _KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
-         "evaluate", "tune", "budgets", "ways", "tables", "figures"}
+         "evaluate", "tune", "budgets", "ways", "tables",
+         "pairs", "figures"}
 _WAY_KEYS = {"set", "tune", "like", "paper", "seeds", "workers"}
 
 
@@ -144,12 +151,14 @@ def names() -> list[str]:
   return sorted(path.stem for path in pathlib.Path(FOLDER).glob("*.yaml"))
 
 
-def load(name: str, budget: str | None = None) -> Suite:
+def load(name: str, budget: str | None = None,
+         overrides: Iterable[str] = ()) -> Suite:
   """Reads a suite.
 
   Args:
     name: of a shipped suite, or a YAML file.
-    budget: one of the file's `budgets`, whose overrides come last.
+    budget: one of the file's `budgets`, whose overrides follow the suite's.
+    overrides: of every way, after those.
 
   Raises:
     InputError: if there is none, or a key is unknown or missing.
@@ -179,10 +188,10 @@ def load(name: str, budget: str | None = None) -> Suite:
       (config,) if isinstance(config, str) else tuple(config),
       Data(**tree["data"]) if "data" in tree else None,
       tuple(tree["seeds"]),
-      (*tree.get("set", ()), *budgets.get(budget, ())),
+      (*tree.get("set", ()), *budgets.get(budget, ()), *overrides),
       tuple(_evaluation(f"{path}, evaluate {key}", key, value, ways)
             for key, value in tree.get("evaluate", {"test": []}).items()),
-      ways, tree.get("tables", []),
+      ways, tree.get("tables", []), _pairs(f"{path}", tree, ways),
       tree.get("figures", []))
 
 
@@ -218,6 +227,18 @@ def _evaluation(where: str, name: str, tree: Any,
   return Evaluation(name, *(
       tuple(tree[key]) if key in tree else None
       for key in ("flags", "ways", "seeds")))
+
+
+def _pairs(where: str, tree: Mapping[str, Any],
+           ways: Mapping[str, Way]) -> list[dict[str, Any]]:
+  pairs = tree.get("pairs", [])
+  needed = {"title", "of", "against", "ways"}
+  for spec in pairs:
+    _check_keys(f"{where}, pairs", spec, {*needed, "about"}, needed)
+    for way in (spec["against"], *spec["ways"]):
+      if way not in ways:
+        raise InputError(f"{where}, pairs {spec['title']}: {way} is no way")
+  return pairs
 
 
 def _overrides(where: str, items: Iterable[str],

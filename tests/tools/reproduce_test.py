@@ -1,6 +1,7 @@
 """Suites: reading, splitting, tuning, tables, pages, and a real small one."""
 
 import dataclasses
+import gzip
 import json
 import pathlib
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from conadv_tf import config
 from tests import commands
-from tools import reproduce_report, reproduce_runs
+from tools import reproduce_data, reproduce_report, reproduce_runs
 from tools import reproduce_suite as suites
 
 _SUITE = """
@@ -101,6 +102,8 @@ def test_every_way_of_growing_has_the_same_budget(name: str) -> None:
     ('seeds: [0, 1]\n', '', 'seeds is missing'),
     ('like: vanilla', 'like: later', 'later is no way before it'),
     ('tune: false', 'tun: false', 'way fixed: unknown key tun'),
+    ('figures:', 'pairs: [{title: a, of: b, against: c, ways: []}]\nfigures:',
+     'pairs a: c is no way'),
     ('[wide, seed', '[side, seed', 'set: side is neither key=value nor one')])
 def test_bad_suites(tmp_path: pathlib.Path, old: str, new: str,
                     message: str) -> None:
@@ -129,7 +132,7 @@ def test_the_test_split_is_read_only_at_the_end(
     arrays[f'y_{split}'] = np.arange(count)
   np.savez(tmp_path / 'all.npz', **arrays)
   data = suites.Data(train=30, validation=10, test=5, image_size=2)
-  reproduce_runs.split(data, tmp_path / 'all.npz', tmp_path / 'out')
+  reproduce_data.prepare(data, tmp_path / 'all.npz', tmp_path / 'out')
   with np.load(tmp_path / 'out' / 'train.npz') as train, np.load(
       tmp_path / 'out' / 'final.npz') as final:
     assert len(set(train['y_train'])) == 30 and train['y_train'].max() < 40
@@ -139,8 +142,78 @@ def test_the_test_split_is_read_only_at_the_end(
     np.testing.assert_array_equal(final['x_test'][3, :, :, 0], np.round(
         arrays['x_test'][3, :, :, 0].reshape(2, 2, 2, 2).mean((1, 3))))
   with pytest.raises(config.InputError, match='50 and 9 images, needed are'):
-    reproduce_runs.split(suites.Data(45, 10, 5), tmp_path / 'all.npz',
-                         tmp_path / 'out')
+    reproduce_data.prepare(suites.Data(45, 10, 5), tmp_path / 'all.npz',
+                           tmp_path / 'other')
+  for train in (30, 29):  # what is there is left alone, or refused
+    data = dataclasses.replace(data, train=train)
+    if train == 30:
+      reproduce_data.prepare(data, None, tmp_path / 'out')
+    else:
+      with pytest.raises(config.InputError, match=(
+          '"train": 30, .*, not .*"train": 29, .*; name another --output')):
+        reproduce_data.prepare(data, None, tmp_path / 'out')
+
+
+def test_sentences_of_the_test_split_are_not_trained_on(
+    tmp_path: pathlib.Path) -> None:
+  source = tmp_path / 'glue'
+  source.mkdir()
+  # Every sentence twice, the second time in other letters.
+  rows = [f'{word} {number}\t{number % 2}' for number in range(60)
+          for word in ('a  Film', 'A film')]
+  with gzip.open(source / 'sst2_train.tsv.gz', 'wt') as file:
+    file.write('\n'.join(['sentence\tlabel', *rows]) + '\n')
+  data = suites.Data(train=40, validation=12, test=10, task='sst2')
+  reproduce_data.prepare(data, source, tmp_path / 'out')
+  train, final = reproduce_data.places(data, tmp_path / 'out')
+
+  def read(folder: pathlib.Path, split: str) -> list[str]:
+    head, *found = (folder / f'sst2_{split}.tsv').read_text().splitlines()
+    assert head == 'sentence\tlabel' and set(found) <= set(rows)
+    return [' '.join(row.casefold().split()) for row in found]
+
+  parts = [set(read(train, 'train')), set(read(train, 'dev')),
+           set(read(final, 'dev'))]
+  assert len(set.union(*parts)) == sum(map(len, parts))
+  assert [len(read(*where)) for where in (
+      (train, 'train'), (train, 'dev'), (final, 'dev'), (final, 'train'))] == [
+          40, 12, 10, 40]
+  assert read(final, 'train') == read(train, 'train') != sorted(
+      read(train, 'train'))
+  for other, message in (
+      (dataclasses.replace(data, train=99), '120 rows, .* left to train on'),
+      (dataclasses.replace(data, task='rte'), 'no rte_train.tsv and no')):
+    with pytest.raises(config.InputError, match=message):
+      reproduce_data.prepare(other, source, tmp_path / 'more')
+  with pytest.raises(config.InputError, match='--data=FOLDER of sst2_train'):
+    reproduce_data.prepare(data, None, tmp_path / 'more')
+
+
+def test_a_task_s_folders_are_trained_on_and_evaluated(
+    tmp_path: pathlib.Path) -> None:
+  suite = dataclasses.replace(
+      suites.load('absa-cifar10', overrides=['model.initial_weights=enc']),
+      data=suites.Data(1, 1, 1, task='rte'))
+  command = reproduce_runs.Runner(suite, tmp_path, 1).command(
+      reproduce_runs.Run(suite.ways['bl_32'], 1, (), tmp_path / 'run'))
+  for text in (f'data.path={tmp_path / "train"}', 'text.task=rte',
+               'model.initial_weights=enc'):
+    assert f'--params_override={text}' in command
+
+
+def test_pairs_are_of_equal_seeds() -> None:
+  lamb = {seed: {'test/accuracy': value}
+          for seed, value in enumerate((0.5, 0.52, 0.6))}
+  scala = {0: {'test/accuracy': 0.51}, 1: {'test/accuracy': 0.55}, 2: None,
+           3: {'test/accuracy': 0.9}}
+  text = reproduce_report.pairs(
+      {'of': 'test/accuracy', 'against': 'lamb', 'ways': ['scala', 'noise']},
+      {'lamb': lamb, 'scala': scala})
+  # t of 0.95 with one degree of freedom is 6.314: 2 +- 6.314 * 1.
+  assert text.splitlines()[2:] == [
+      '| scala | 2 | +2.00 | 1.41 | -4.31 .. +8.31 |',
+      '| noise | 0 | - | - | - |']
+
 
 
 def test_tuning_takes_the_best_that_did_not_diverge(
