@@ -8,17 +8,21 @@ import re
 import pytest
 
 from conadv_tf import components, config, description, runs
+from conadv_tf.data import glue
+from tests import sentences
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _RECIPES_OF = 'configs/absa/'  # A model each: bl.yaml and its overlays.
 _OF_ANY_RECIPE = ('configs/imagenet/batch/', 'configs/optimizer/')
 _DAT = 'configs/dat/'
+_SCALA = 'configs/scala/'
 _FILES = sorted(
     path.relative_to(_REPOSITORY).as_posix()
     for path in (_REPOSITORY / 'configs').rglob('*.yaml'))
 # An overlay holds a few keys, for a second --config_file.
 _OVERLAYS = [
-    path for path in _FILES if path.startswith(_OF_ANY_RECIPE)
+    path for path in _FILES
+    if path.startswith((*_OF_ANY_RECIPE, f'{_SCALA}overlays/'))
     or path.startswith(_RECIPES_OF) and not path.endswith('/bl.yaml')]
 _PATHS = [path for path in _FILES if path not in _OVERLAYS]
 _TWO_UPDATES = (
@@ -35,6 +39,14 @@ _TWO_UPDATES = (
     'evaluation.every_epochs=1,evaluation.batch_size=4,'
     'evaluation.offset_epochs=0,evaluation.target_accuracy=null,'
     'evaluation.train_examples=0,checkpoint.every_epochs=1,mlperf.log=false')
+_TWO_UPDATES_ON_SENTENCES = (
+    'data.builder=null,data.global_batch_size=8,data.num_examples=16,'
+    'text.sequence_length=8,model.name=bert,model.initial_weights=null,'
+    'model.args={hidden_size: 8, num_layers: 1, num_heads: 2, '
+    'intermediate_size: 8, vocab_size: 14, max_positions: 8},'
+    'perturbation.delay_epochs=0,schedule.epochs=1,schedule.warmup_epochs=0,'
+    'runtime.strategy=one_device,runtime.micro_batches=1,'
+    'evaluation.batch_size=4')
 # The smallest images that the network takes; 8 where it is not listed.
 _IMAGE_SIZE = {'ResNet50': 32, 'resnet18': 32, 'resnet50': 32,
                'EfficientNetB0': 32, 'alexnet': 63}
@@ -55,12 +67,18 @@ def _files(path: str) -> list[str]:
     return [str(_REPOSITORY / path)]
   if path.startswith(_RECIPES_OF):
     base = f'{path.rpartition("/")[0]}/bl.yaml'
+  elif path.startswith(_SCALA):
+    base = f'{_SCALA}sst2.yaml'
   elif path.startswith('configs/optimizer/'):
     base = 'configs/cifar10/vanilla.yaml'
   else:
     name = 'conadv_aa' if '/aa/' in path else 'conadv'
     base = f'configs/imagenet/{name}.yaml'
   return [str(_REPOSITORY / base), str(_REPOSITORY / path)]
+
+
+def _is_of_images(path: str) -> bool:
+  return not path.startswith(_SCALA)
 
 
 def _load(path: str) -> config.ExperimentConfig:
@@ -75,7 +93,7 @@ def _two_updates() -> list[object]:
   overlays of recipes two of one model are not slow.
   """
   # Methods with adversaries first: they are what a model is traced for.
-  ordered = sorted(_FILES, key=lambda path: (
+  ordered = sorted(filter(_is_of_images, _FILES), key=lambda path: (
       path in _OVERLAYS, _load(path).method.name != 'conadv'))
   seen, parameters = set(), []
   for path in ordered:
@@ -94,7 +112,7 @@ def _two_updates() -> list[object]:
 def test_there_are_configurations_of_every_kind() -> None:
   assert {path.split('/')[1] for path in _PATHS} == {
       'absa', 'cifar10', 'dat', 'digits', 'image_folder', 'imagenet',
-      'imagenette', 'synthetic', 'tfds'}
+      'imagenette', 'scala', 'synthetic', 'tfds'}
 
 
 def _head(path: str) -> str:
@@ -116,7 +134,7 @@ def test_the_head_says_command_hardware_time_and_number(path: str) -> None:
           and '--model_dir=runs/' in text)
   assert 'Hardware: ' in text
   assert 'Time and accuracy: ' in text
-  if path.startswith(_TAMED):
+  if path.startswith((*_TAMED, _SCALA)):
     assert 'Source: ' in text
 
 
@@ -143,10 +161,13 @@ def test_names_are_known_and_every_key_is_used(path: str) -> None:
   examples = loaded.data.train_examples or 50_000
   resolved = config.resolve(loaded, examples)
   batch, epochs = loaded.data.global_batch_size, loaded.schedule.epochs
-  assert resolved.derived.total_steps == (
-      int(epochs * (examples // batch))
-      if loaded.schedule.convention == 'mlperf'
-      else round(epochs * examples / batch))
+  micro_batches = loaded.runtime.micro_batches
+  assert resolved.derived.total_steps == {
+      'exact': round(epochs * examples / batch),
+      'mlperf': int(epochs * (examples // batch)),
+      'whole_passes': int(epochs * math.ceil(
+          examples * micro_batches / batch) / micro_batches)}[
+              loaded.schedule.convention]
   # Batch normalisation needs some rows for its statistics.
   assert resolved.derived.replica_batch_size >= 32
   if path.startswith('configs/imagenet/'):
@@ -198,6 +219,33 @@ def test_two_updates(path: str, is_small: bool, tmp_path: pathlib.Path,
   if path.startswith(_TAMED):
     pairs += _TAME
   _run_two_updates(_files(path), pairs, tmp_path, capsys)
+
+
+@pytest.mark.parametrize('path', [
+    pytest.param(path, marks=[pytest.mark.slow] + [pytest.mark.long] * (
+        not path.endswith(('/sst2.yaml', '/scala.yaml', '/freelb.yaml'))))
+    for path in _FILES if not _is_of_images(path)])
+def test_two_updates_on_sentences(
+    path: str, tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str]) -> None:
+  task = _load(path).text.task
+  columns, classes = glue.TASKS[task].columns, glue.TASKS[task].num_classes
+  for split, count in (('train', 16), ('dev', 4)):
+    sentences.write(tmp_path / f'{task}_{split}.tsv', [*columns, 'label'], [
+        [*['very good film .'] * len(columns), i % classes]
+        for i in range(count)])
+  (tmp_path / 'vocab.txt').write_text('\n'.join(sentences.VOCABULARY) + '\n')
+  small = config.load(_files(path), [
+      _TWO_UPDATES_ON_SENTENCES,
+      f'data.path={tmp_path},text.vocabulary={tmp_path}'])
+  results = runs.run(small, str(tmp_path / 'run'))
+  described = capsys.readouterr().out.splitlines()
+  assert described[0] == (
+      f'data: glue {task}, 16 training and 4 validation sentences of 8 tokens, '
+      f'{classes} classes')
+  assert described[2].startswith(f'method: {small.method.name}')
+  assert (results['step'], results['validation/examples']) == (2, 4)
+  assert 0 < results['train/loss'] < 10
 
 
 @pytest.mark.parametrize('names', [
