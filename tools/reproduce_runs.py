@@ -184,8 +184,9 @@ class Runner:
     """Compares a run's params.yaml with what its command would now give.
 
     Raises:
-      InputError: if a key differs, but for the place of the suite's data and
-        the number of replicas where the command leaves it to the machine.
+      InputError: if a key differs, but for the place of the suite's data, and
+        what the command leaves to the machine (the number of replicas) and to
+        a published checkpoint (the network's sizes).
     """
     before, now = (dict(config_lib.flatten(config.as_dict())) for config in (
         config_lib.load([str(run.path / "params.yaml")]),
@@ -193,7 +194,9 @@ class Runner:
     for key, value in now.items():
       if (key.partition(".")[0] in _OTHER_GROUPS or value == before[key]
           or (key == "data.path" and self._suite.data)
-          or (key == "runtime.num_replicas" and value is None)):
+          or (key == "runtime.num_replicas" and value is None)
+          or (key == "model.args" and now["model.initial_weights"]
+              and (value or {}).items() <= (before[key] or {}).items())):
         continue
       raise InputError(
           f"{run.path} was trained with {key}={json.dumps(before[key])}, not "
