@@ -16,7 +16,6 @@ Needs one replica and one micro batch, and a method with adversarial images.
 from collections.abc import Iterator
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -56,24 +55,7 @@ def main() -> None:
                      for name in ("tensorflow", "numpy")},
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "runs": runs}
-    (folder / "results.json").write_text(json.dumps(found, indent=1), "utf-8")
-    config = runs[0]["config"]
-    title = (f"{config['data']['name']}, {config['model']['name']}, batch "
-             f"{config['data']['global_batch_size']}, {runs[0]['updates']} "
-             f"updates, seed {config['seed']}")
-    accuracies = ", ".join(
-        f"{100 * run['accuracy']:.2f} % at {run['rate']:g}" for run in runs)
-    text = "\n".join([
-        f"# Staleness: {title}", "", f"`{found['command']}`", "",
-        f"TensorFlow {found['versions']['tensorflow']}, {found['machine']}; "
-        f"medians over {runs[0]['points']} updates, strength with quartiles. "
-        f"Validation accuracy at the end: {accuracies}.", "",
-        "![figure](figure.png)", "",
-        report.table(runs), "", "Exponents of the distance between weights:",
-        "", report.slopes(runs), ""])
-    (folder / "report.md").write_text(text, "utf-8")
-    report.draw(runs, str(folder / "figure.png"), title)
-    print(text)
+    print(report.write(found, folder))
 
 
 def _rates() -> list[float | None]:

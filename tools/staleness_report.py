@@ -1,6 +1,8 @@
 """Table, figure and slopes of measured staleness; no flags."""
 
 from collections.abc import Callable, Mapping, Sequence
+import json
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,36 @@ def slopes(runs: Sequence[Run]) -> str:
        for run in runs for branch in branches(run)])
 
 
+def write(found: Mapping[str, Any], folder: pathlib.Path) -> str:
+  """Writes results.json, report.md and figure.png; returns the report.
+
+  Args:
+    found: "command", "versions", "machine" and "runs".
+    folder: that exists.
+  """
+  (folder / "results.json").write_text(
+      json.dumps(found, indent=1) + "\n", "utf-8")
+  runs = found["runs"]
+  config = runs[0]["config"]
+  data = config["data"]
+  title = (f"{pathlib.Path(data['path'] or data['name']).stem}, "
+           f"{config['model']['name']}, batch {data['global_batch_size']}, "
+           f"{runs[0]['updates']} updates, seed {config['seed']}")
+  accuracies = ", ".join(
+      f"{100 * run['accuracy']:.2f} % at {run['rate']:g}" for run in runs)
+  text = "\n".join([
+      f"# Staleness: {title}", "", f"`{found['command']}`", "",
+      f"TensorFlow {found['versions']['tensorflow']}, {found['machine']}. "
+      f"Medians over {runs[0]['points']} updates, strength with quartiles; "
+      "docs/theory.md explains the columns. Validation accuracy at the end: "
+      f"{accuracies}.", "", "![figure](figure.png)", "",
+      table(runs), "", "Distances as powers of the distance between weights:",
+      "", slopes(runs), ""])
+  (folder / "report.md").write_text(text, "utf-8")
+  draw(runs, str(folder / "figure.png"), title)
+  return text
+
+
 def draw(runs: Sequence[Run], path: str, title: str) -> None:
   """Distance against lag and against weights, strength, signs."""
   import matplotlib
@@ -99,7 +131,7 @@ def draw(runs: Sequence[Run], path: str, title: str) -> None:
                                  layout="constrained")
   for number, run in enumerate(runs):
     for branch in branches(run):
-      _draw_run(axes, run, branch, f"C{number}")
+      _draw_run(axes, run, branch, number)
   _draw_shapes(axes[1], runs)
   axes[0].set(xlabel="lag, updates", ylabel="|x stale - x fresh|",
               title="perturbations apart, in longest ones")
@@ -112,11 +144,13 @@ def draw(runs: Sequence[Run], path: str, title: str) -> None:
   figure.legend(*axes[0].get_legend_handles_labels(),
                 loc="outside lower center", frameon=False, ncols=4)
   axes[1].legend(fontsize="small")
+  axes[2].legend(fontsize="small")
   figure.suptitle(title)
   figure.savefig(path, dpi=80)
 
 
-def _draw_run(axes: Any, run: Run, branch: str, colour: str) -> None:
+def _draw_run(axes: Any, run: Run, branch: str, number: int) -> None:
+  colour = f"C{number}"
   found, later = lags(run), [lag for lag in lags(run) if lag]
 
   def medians(at: Sequence[int], of: Callable[..., np.ndarray],
@@ -139,19 +173,20 @@ def _draw_run(axes: Any, run: Run, branch: str, colour: str) -> None:
         (staleness_probe.RECYCLED, 0, "s"),
         (staleness_probe.RECYCLED_NEXT, 1, "*")):
       axes[2].plot(lag, np.median(strength(run, kind, branch, lag)), marker,
-                   color=colour, markersize=9, markeredgecolor="black")
+                   color=colour, markersize=9, markeredgecolor="black",
+                   label=None if number else kind)
 
 
 def _draw_shapes(axis: Any, runs: Sequence[Run]) -> None:
   """Lines of slope 1 and 1/2, and what the markers are."""
-  moved = np.concatenate([values(
-      run, staleness_probe.CONADV, branches(run)[0], lag, "weight_distance")
-                          for run in runs for lag in lags(run) if lag])
-  if not len(moved) or not moved.min() > 0:
+  moved = [np.median(values(run, staleness_probe.CONADV, branches(run)[0],
+                            lag, "weight_distance"))
+           for run in runs for lag in lags(run) if lag]
+  if not min(moved) > 0:
     return
-  ends = np.array([moved.min(), moved.max()])
+  ends = np.array([min(moved), max(moved)])
   for power, line in ((1.0, ":"), (0.5, "-.")):
-    axis.plot(ends, 0.5 * (ends / ends[1])**power, line, color="0.4",
+    axis.plot(ends, (ends / ends[1])**power, line, color="0.4",
               label=f"slope {power:g}")
   for marker, label in (("o", "perturbations"), ("^", "gradients, relative")):
     axis.plot([], [], marker, color="0.4", label=label)
