@@ -2,7 +2,8 @@
 
 from conadv_tf import config as config_lib
 from conadv_tf import experiment as experiments
-from conadv_tf.evaluation import serving
+from conadv_tf.data import glue, tokenizer
+from conadv_tf.evaluation import serving, text_serving
 from conadv_tf.layers import routing
 from conadv_tf.training import checkpoint, run_directory, stopping
 
@@ -66,14 +67,22 @@ def export(experiment: experiments.Experiment, step: int, output_dir: str,
     InputError: if there is no such branch or the directory is foreign.
   """
   figures = experiment.evaluate(branch=branch)
-  config = experiment.config.as_dict()
-  train = experiment.splits.train
+  config, train = experiment.config, experiment.splits.train
   try:
     model = experiment.trainer.merge(branch)
   except ValueError as error:
     raise config_lib.InputError(error) from error
-  serving.export(
-      model, output_dir, class_names=train.class_names,
-      image_shape=train.image_shape, outputs=experiment.outputs,
-      card={"step": step, "branch": branch, "config": config,
+  common = dict(
+      class_names=train.class_names, outputs=experiment.outputs,
+      card={"step": step, "branch": branch, "config": config.as_dict(),
             "metrics": {f"validation/{k}": v for k, v in figures.items()}})
+  if not config_lib.is_text(config):
+    serving.export(model, output_dir, image_shape=train.image_shape, **common)
+    return
+  text = config.text
+  words = tokenizer.load(text.vocabulary, config.model.initial_weights,
+                         text.lower_case, text.sequence_length)
+  text_serving.export(
+      model, output_dir, length=text.sequence_length,
+      tokenizer=words if words.is_in_graph else None,
+      columns=glue.TASKS[text.task].columns, **common)
