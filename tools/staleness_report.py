@@ -99,8 +99,7 @@ def write(found: Mapping[str, Any], folder: pathlib.Path) -> str:
     found: "command", "versions", "machine" and "runs".
     folder: that exists.
   """
-  (folder / "results.json").write_text(
-      json.dumps(found, indent=1) + "\n", "utf-8")
+  (folder / "results.json").write_text(json.dumps(found) + "\n", "utf-8")
   runs = found["runs"]
   config = runs[0]["config"]
   data = config["data"]
