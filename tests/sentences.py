@@ -24,7 +24,7 @@ SETTINGS = (
 
 def model(input_shape: tuple[int, int], num_classes: int) -> tf.keras.Model:
   """The mean of word embeddings, and a dense layer."""
-  inputs = layers.Input(input_shape)
+  inputs = layers.Input(input_shape, dtype='int32')
   vectors = layers.Embedding(len(VOCABULARY), 4, name='word_embeddings')(
       inputs[..., 0])
   return tf.keras.Model(inputs, layers.Dense(num_classes)(
