@@ -123,6 +123,8 @@ def known(args: dict[str, Any]) -> dict[str, Any]:
 def arguments(name: str, args: dict[str, Any], path: str) -> dict[str, Any]:
   """Completes an encoder's arguments by those of a checkpoint.
 
+  With fewer `num_layers` than it has, its first ones are taken.
+
   Args:
     name: in `encoder.PRESETS`.
     args: as the user gave them.
@@ -154,6 +156,9 @@ def arguments(name: str, args: dict[str, Any], path: str) -> dict[str, Any]:
   except KeyError as error:
     raise config.InputError(
         f"model.initial_weights: {file} does not say {error}") from error
+  layers = args.get("num_layers")
+  if isinstance(layers, int) and 1 <= layers < sizes["num_layers"]:
+    sizes["num_layers"] = layers  # the first ones of a deeper encoder
   for key, value in sizes.items():
     if args.get(key, value) != value:
       raise config.InputError(

@@ -17,11 +17,11 @@ BERT, ROBERTA = published_encoders.BERT, published_encoders.ROBERTA
 safetensors = pytest.importorskip("safetensors.numpy")
 
 
-def loaded(path: pathlib.Path | str, name: str = "bert", length: int = 8
-           ) -> tuple[tf.keras.Model, list[str]]:
+def loaded(path: pathlib.Path | str, name: str = "bert", length: int = 8,
+           **args: Any) -> tuple[tf.keras.Model, list[str]]:
   """The encoder of a checkpoint, and the variables that are not in it."""
   model = encoder.builder(name)(
-      (length, 2), 2, **pretrained.arguments(name, {}, str(path)))
+      (length, 2), 2, **pretrained.arguments(name, args, str(path)))
   values = pretrained.values(model, str(path))
   for variable, value in zip(model.variables, values, strict=True):
     if value is not None:
@@ -66,6 +66,16 @@ def test_bert(tmp_path: pathlib.Path, prefix: str) -> None:
   model, new = loaded(tmp_path)
   assert new == ["logits/kernel", "logits/bias"]
   assert_same(model, tensors, BERT)
+
+
+def test_the_first_layers_of_a_deeper_encoder(tmp_path: pathlib.Path) -> None:
+  tensors = bert.random_tensors(BERT)
+  published_encoders.write(tmp_path, BERT, tensors)
+  model, new = loaded(tmp_path, num_layers=1)
+  assert new == ["logits/kernel", "logits/bias"]
+  assert_same(model, tensors, {**BERT, "num_hidden_layers": 1})
+  with pytest.raises(config.InputError, match="num_layers is 3 and 2 in "):
+    pretrained.arguments("bert", {"num_layers": 3}, str(tmp_path))
 
 
 def test_roberta(tmp_path: pathlib.Path) -> None:
