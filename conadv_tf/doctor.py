@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import shutil
+import tempfile
 import time
 
 from absl import flags
@@ -31,6 +32,14 @@ _UPDATES = 2
 # What a method needs besides the defaults.
 _OVERRIDES = {"absa": "method.lag=0",
               "smooth_at": "attack.norm=l2,attack.direction=l2"}
+_OF_TEXT = ("scala", "freelb")
+_IMAGES = ("data.name=synthetic,data.image_size=8,data.num_classes=2,"
+           "data.num_examples=16,model.name=resnet8")
+_SENTENCES = (
+    "data.name=glue,text.sequence_length=4,model.name=bert,"
+    "model.args={hidden_size: 4, num_layers: 1, num_heads: 1, "
+    "intermediate_size: 4, vocab_size: 6, max_positions: 4, "
+    "type_vocab_size: 1}")
 
 
 def main() -> None:
@@ -106,6 +115,17 @@ def _path(path: pathlib.Path) -> str:
   return f"{kind}, {' and '.join(rights) or 'no access'}, {free:.0f} GiB free"
 
 
+def _sentences(folder: str) -> list[str]:
+  """Writes a text task of 16 sentences; returns the keys that name it."""
+  path = pathlib.Path(folder)
+  (path / "vocab.txt").write_text(
+      "\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad")), "utf-8")
+  rows = "sentence\tlabel\n" + 8 * "good\t1\nbad\t0\n"
+  for part in ("train", "dev"):
+    (path / f"sst2_{part}.tsv").write_text(rows, "utf-8")
+  return [_SENTENCES, f"data.path={folder},text.vocabulary={folder}"]
+
+
 def _methods() -> Iterator[tuple[str, Callable[[], float]]]:
   """(name, what trains it and returns the loss of the last update)."""
   from conadv_tf import components
@@ -113,11 +133,12 @@ def _methods() -> Iterator[tuple[str, Callable[[], float]]]:
   from conadv_tf import experiment as experiments
 
   def train(name: str) -> float:
-    built = experiments.build(config_lib.load([], [
-        "data.name=synthetic,data.image_size=8,data.num_classes=2,"
-        "data.num_examples=16,data.global_batch_size=8,model.name=resnet8,"
-        "optimizer.name=sgd,schedule.peak_lr=0.01,schedule.epochs=1",
-        f"method.name={name}", _OVERRIDES.get(name, "")]))
+    with tempfile.TemporaryDirectory() as folder:
+      data = _sentences(folder) if name in _OF_TEXT else [_IMAGES]
+      built = experiments.build(config_lib.load([], [
+          *data, "data.global_batch_size=8,optimizer.name=sgd,"
+          "schedule.peak_lr=0.01,schedule.epochs=1",
+          f"method.name={name}", _OVERRIDES.get(name, "")]))
     history = built.trainer.fit(built.train_dataset(0), verbose=0,
                                 steps_per_epoch=_UPDATES)
     return history.history["loss"][-1]

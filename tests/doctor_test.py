@@ -24,8 +24,8 @@ def test_what_a_run_depends_on(tmp_path: pathlib.Path,
 
 def test_a_method_that_fails_is_named_and_the_others_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-  def broken(method: config.MethodConfig) -> methods.Vanilla:
-    raise RuntimeError(f"no {method.name}\nmore")
+  def broken(experiment: config.ExperimentConfig) -> methods.Vanilla:
+    raise RuntimeError(f"no {experiment.method.name}\nmore")
 
   monkeypatch.setattr(components, "METHODS", {
       "broken": broken, "vanilla": components.METHODS["vanilla"]})

@@ -61,7 +61,7 @@ def cell(values: np.ndarray, key: str) -> str:
   mean = values.mean()
   digits = 0 if counts or abs(mean) >= 1000 else 2
   text = f"{mean:,.{digits}f}"
-  if len(values) > 1:
+  if len(values) > 1 and not counts:
     text += f" ± {values.std(ddof=1):,.{digits}f}"
   return text
 
