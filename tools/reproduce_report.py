@@ -76,11 +76,11 @@ def table(suite: suites.Suite, spec: Mapping[str, Any],
   for way in ways:
     found = results.get(way.name, {})
     diverged = sum(value is None for value in found.values())
+    values = [values_of(results, way.name, key) for key in columns.values()]
     rows.append([
-        way.name, f"{len(found) - diverged}" + (
+        way.name, f"{len(values[0])}" + (  # some are evaluated for some seeds
             f" (+{diverged} diverged)" if diverged else ""),
-        *(cell(values_of(results, way.name, key), key)
-          for key in columns.values()),
+        *(cell(*both) for both in zip(values, columns.values())),
         *(f"{way.paper[title]:g}" if title in way.paper else ""
           for title in paper)])
   return figures.table(
@@ -142,7 +142,7 @@ def _points(spec: Mapping[str, Any], key: str, ways: Sequence[str],
 def draw(spec: Mapping[str, Any], results: Results,
          histories: Mapping[str, list[dict[str, Any]]],
          positions: Mapping[str, Mapping[str, float]],
-         path: pathlib.Path) -> None:
+         path: pathlib.Path) -> bool:
   """Draws a figure; bars are deviations over seeds.
 
   Args:
@@ -151,6 +151,9 @@ def draw(spec: Mapping[str, Any], results: Results,
     histories: way -> records of all its runs.
     positions: key of the configuration -> way -> its value.
     path: of the picture.
+
+  Returns:
+    Whether any run had one of its figures.
   """
   import matplotlib
   matplotlib.use("Agg")
@@ -177,6 +180,7 @@ def draw(spec: Mapping[str, Any], results: Results,
   axes[0, 0].legend(frameon=False, fontsize=8)
   picture.savefig(path, dpi=100)
   pyplot.close(picture)
+  return any(len(line.get_xdata()) for axis in axes[0] for line in axis.lines)
 
 
 def write(suite: suites.Suite, results: Results,
@@ -208,9 +212,10 @@ def write(suite: suites.Suite, results: Results,
               pairs(spec, results)]
   for number, spec in enumerate(suite.figures, 1):
     name = f"figure{number}.png"
-    draw(spec, results, histories, positions, folder / name)
+    drawn = draw(spec, results, histories, positions, folder / name)
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
-              f"![{spec['title']}]({name})"]
+              f"![{spec['title']}]({name})" if drawn else
+              "No run has these figures."]
   if tuned:
     parts += ["## Tuning, on the validation split", _tuning(tuned)]
   parts += ["## How it was made", "\n".join(

@@ -331,13 +331,13 @@ def test_tables(tmp_path: pathlib.Path) -> None:
              'like': {0: None, 1: {'test/accuracy': 0.25, 'step': 7}}}
   assert reproduce_report.table(
       suite, suite.tables[0], results).splitlines()[2:] == [
-          '| vanilla | 2 | 51.00 ± 1.41 | 1,500 ± 0 | 76.5 |',
+          '| vanilla | 2 | 51.00 ± 1.41 | 1,500 | 76.5 |',
           '| like | 1 (+1 diverged) | 25.00 | 7 |  |',
           '| fixed | 0 | - | - |  |']
 
 
 @pytest.mark.parametrize(('key', 'values', 'shown'), [
-    ('step', [703, 703], '703 ± 0'), ('step', [703, 704], '703.50 ± 0.71'),
+    ('step', [703, 703], '703'), ('step', [703, 704], '703.50 ± 0.71'),
     ('seconds', [7.5], '7.50'), ('test/accuracy', [1, 1], '100.00 ± 0.00')])
 def test_equal_whole_numbers_have_no_decimals(
     key: str, values: list[float], shown: str) -> None:
@@ -349,7 +349,8 @@ def test_the_edge_of_a_grid_is_told(tmp_path: pathlib.Path) -> None:
   tried = {'vanilla': [suites.Tried((f'schedule.peak_lr={rate}',), value)
                        for rate, value in ((1, 0.5), (4, 0.7), (2, None))]}
   text = reproduce_report.write(
-      dataclasses.replace(suite, figures=[]), {}, {}, {}, {}, tried, tmp_path)
+      suite, {}, {}, {}, {}, tried, tmp_path)
+  assert 'No run has these figures.' in text
   assert [line for line in text.splitlines() if 'peak_lr' in line] == [
       '| vanilla | schedule.peak_lr=1 | 0.5 |  |',
       '| vanilla | schedule.peak_lr=4 | 0.7 | chosen, at the edge of the grid '
