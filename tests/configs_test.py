@@ -222,8 +222,8 @@ def test_two_updates(path: str, is_small: bool, tmp_path: pathlib.Path,
 
 
 @pytest.mark.parametrize('path', [
-    pytest.param(path, marks=[pytest.mark.slow] + [pytest.mark.long] * (
-        not path.endswith(('/sst2.yaml', '/scala.yaml', '/freelb.yaml'))))
+    pytest.param(path, marks=[pytest.mark.slow] * (
+        not path.endswith('/scala.yaml')))
     for path in _FILES if not _is_of_images(path)])
 def test_two_updates_on_sentences(
     path: str, tmp_path: pathlib.Path,
