@@ -12,7 +12,7 @@ import tensorflow as tf
 from conadv_tf.analysis import curvature
 from conadv_tf.layers import network as networks
 from conadv_tf.layers import outputs as output_lib
-from conadv_tf.layers import routing
+from conadv_tf.layers import routed_layer_norm, routing
 from conadv_tf.objectives import per_example
 
 
@@ -44,12 +44,14 @@ class Hessian:
         all layers.
 
     Raises:
-      ValueError: if no layer is trainable or there are fewer than k.
+      ValueError: if no layer is trainable or there are fewer than k, or a
+        layer's second derivative is wrong; names it.
     """
     self._network = model if isinstance(model, networks.Network) else None
     self._model = model.model if self._network else model
     self._loss = loss
     self._strategy = self._model.distribute_strategy
+    routed_layer_norm.check(self._model, self._network is not None)
     groups = _trainable_layers(self._model)
     if not groups:
       raise ValueError(f"model {self._model.name!r} has no trainable layers, "
@@ -154,8 +156,9 @@ class Hessian:
           inner.watch(self._variables)
           # A sum: a mean's gradients underflow in float16.
           loss = tf.reduce_sum(self._loss(label, self._outputs(image)) * weight)
-        slopes = inner.gradient(
-            loss, self._variables, unconnected_gradients=zero)
+        # Dense, also to tables of embeddings, of which rows would come.
+        slopes = [tf.convert_to_tensor(slope) for slope in inner.gradient(
+            loss, self._variables, unconnected_gradients=zero)]
       products = outer.gradient(
           slopes, self._variables, output_gradients=self._unpack(vector),
           unconnected_gradients=zero)
@@ -163,8 +166,9 @@ class Hessian:
       raise ValueError(
           f"model {self._model.name!r} has an operation without a second "
           f"derivative: {error}") from error
-    return tf.concat(
-        [tf.cast(tf.reshape(p, [-1]), tf.float32) for p in products], axis=0)
+    return tf.concat([
+        tf.cast(tf.reshape(tf.convert_to_tensor(p), [-1]), tf.float32)
+        for p in products], axis=0)
 
   def _outputs(self, image: tf.Tensor) -> tf.Tensor:
     """Float32 [b, classes], with moving statistics."""

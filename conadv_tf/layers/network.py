@@ -12,6 +12,7 @@ from conadv_tf.layers import (
   group_statistics,
   routed_dropout,
   routed_embedding,
+  routed_layer_norm,
   routing,
   split_batch_norm,
 )
@@ -88,6 +89,7 @@ class Network(tf.Module):
         routed_embedding.route(layer)
       if not isinstance(layer, split_batch_norm.BATCH_NORMS):
         routed_dropout.route(layer, position)
+        routed_layer_norm.route(layer)
         continue
       if not layer.built:
         continue  # a built model never called it: it has no variables
@@ -190,8 +192,8 @@ class Network(tf.Module):
       segments: static ((branch, rows), ...) that cover the b rows in order.
       mode: TRAIN, PROBE or EVAL.
       key: int32 [2], for the dropout masks of TRAIN.
-      fused: False normalises with moving statistics by single operations,
-        whose second derivatives cost less than the fused kernel's.
+      fused: False normalises (with moving statistics, and layers) by single
+        operations, whose second derivatives are right and cost less.
 
     Returns:
       The model's output [b, classes] as float32; in TRAIN also the packed

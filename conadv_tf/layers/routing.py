@@ -52,7 +52,8 @@ class Route:
     mode: TRAIN, PROBE or EVAL.
     key: int32 [2] key of the dropout masks; None where none are drawn.
     group_size: replicas that share batch statistics in TRAIN; 0 means all.
-    fused: whether moving statistics may go through the fused kernel.
+    fused: whether normalisation may go through kernels and library calls
+      that are not made for second derivatives.
     embeddings: float32 [b, L, d], in place of word embeddings; None looks
       them up.
     statistics: filled in TRAIN: (layer index, branch) -> a (mean, variance)

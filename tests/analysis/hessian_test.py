@@ -11,6 +11,7 @@ from conadv_tf.analysis import curvature, hessian
 from conadv_tf.layers import network as networks
 from conadv_tf.models import resnet_cifar
 from conadv_tf.objectives import per_example
+from tests import tiny_text
 from tests.layers import small_models
 
 keras = tf.keras
@@ -98,10 +99,18 @@ def test_products_are_those_of_the_dense_hessian(kind: str) -> None:
   assert np.abs(found).max() > 0.1
 
 
-def test_products_are_differences_of_gradients() -> None:
-  model = smooth()
-  images, labels = examples(model)
-  made, product = estimate(model)
+@pytest.mark.parametrize("kind", ["images", "tokens", "encoder"])
+def test_products_are_differences_of_gradients(kind: str) -> None:
+  if kind == "images":
+    model = smooth()
+    images, labels = examples(model)
+  else:  # whose gradients to embeddings come as rows
+    model = (tiny_text.encoder if kind == "encoder" else tiny_text.model)(0.0)
+    images, labels = tiny_text.TOKENS[:ROWS], tiny_text.LABELS[:ROWS]
+  made = hessian.Hessian(networks.convert(model), LOSS)
+  product = made.product_on(images, labels, rows=5)
+  # Of the network's clone, whose weights the product reads.
+  model = made._model  # pylint: disable=protected-access
   variables = model.trainable_variables
   random = np.random.default_rng(4)
   direction = [random.normal(size=v.shape).astype(np.float32)
@@ -114,14 +123,29 @@ def test_products_are_differences_of_gradients() -> None:
     with tf.GradientTape() as tape:
       loss = tf.reduce_mean(LOSS(
           tf.constant(labels), model(images, training=False)))
-    return np.concatenate(
-        [np.ravel(g) for g in tape.gradient(loss, variables)])
+    return np.concatenate([
+        np.ravel(tf.convert_to_tensor(g))
+        for g in tape.gradient(loss, variables)])
 
-  step = 2e-3  # the error of central differences is of order step^2
+  # The error of central differences is of order step^2; an encoder's
+  # embeddings are of size 0.02.
+  step = 2e-4 if kind == "encoder" else 2e-3
   difference = (gradient(step) - gradient(-step)) / (2 * step)
   gradient(0.0)
   found = product(np.concatenate([np.ravel(d) for d in direction]))
   assert np.linalg.norm(found - difference) < 2e-3 * np.linalg.norm(found)
+
+
+def test_a_second_derivative_that_would_be_wrong_is_refused() -> None:
+  # tf.nn.moments holds the mean constant; only a network's layers do without.
+  with pytest.raises(ValueError, match="LayerNormalization.*convert the model"):
+    hessian.Hessian(tiny_text.encoder(0.0), LOSS)
+  i = keras.Input((6, 6, 4))
+  groups = keras.layers.GroupNormalization(2, name="groups")(i)
+  model = keras.Model(i, keras.layers.Dense(3)(
+      keras.layers.Flatten()(groups)))
+  with pytest.raises(ValueError, match="'groups' .*GroupNormalization"):
+    hessian.Hessian(networks.convert(model), LOSS)
 
 
 def test_top_eigenvalues_within_one_per_cent() -> None:
