@@ -81,6 +81,16 @@ def test_refused_sources_write_nothing(tmp_path: pathlib.Path) -> None:
   tensors = published_encoders.write(path, ENCODER)
   assert_refused("model.args.hidden_size is 16 and 8 in .*config.json",
                  "model.args={hidden_size: 16}")
+  words, other = sentences.VOCABULARY, tmp_path / "other.txt"
+  other.write_text("\n".join((*words[1:4], words[0], *words[4:])))
+  assert_refused(r"padding is token 3, of the encoder 0 \(model.args.pad_id\)",
+                 f"text.vocabulary={other}")
+  other.write_text("\n".join((*words, "more")))
+  assert_refused(r"has 15 tokens, the encoder 14 \(model.args.vocab_size\)",
+                 f"text.vocabulary={other}")
+  assert_refused("text.sequence_length: 3 leaves no token of a sentence of "
+                 "text.task=mrpc; set at least 5",
+                 "text.task=mrpc,text.sequence_length=3")
   published_encoders.write(path, dict(ENCODER, intermediate_size=13), tensors)
   assert_refused(r"layer.0.intermediate.dense.weight has the shape \(12, 8\) "
                  r"in .*, and this model needs \(13, 8\)")

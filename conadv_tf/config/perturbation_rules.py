@@ -45,6 +45,18 @@ def check(config: ExperimentConfig) -> None:
                        f'each other ({reason})')
 
 
+def check_delay(config: ExperimentConfig, steps_per_epoch: float,
+                total_steps: int) -> None:
+  """Raises InputError where the delay, rounded, leaves no update."""
+  p = config.perturbation
+  delay = round(p.delay_epochs * steps_per_epoch)
+  if config.method.name in NAMES and delay and delay >= total_steps:
+    raise InputError(
+        f'perturbation.delay_epochs: {show(p.delay_epochs)} epochs are '
+        f'{delay} updates, and the run has {total_steps}; lower it, or set '
+        'method.name=vanilla for a run without perturbations')
+
+
 def check_outputs(config: ExperimentConfig, outputs: str) -> None:
   """As `checks.check_outputs`, where r is a distance between logits."""
   if (config.method.name == 'scala' and outputs != 'logits'

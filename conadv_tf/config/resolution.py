@@ -57,6 +57,7 @@ def resolve(config: ExperimentConfig, num_examples: int) -> ExperimentConfig:
         'schedule.epochs or lower data.global_batch_size')
   _check_boundary_steps(schedule, steps_per_epoch)
   growth_rules.check_data(resolved, num_examples, total_steps)
+  perturbation_rules.check_delay(resolved, steps_per_epoch, total_steps)
   step_size = attack.step_size
   if step_size is None:
     step_size = attack.radius * (1 if attack.steps == 1 else 2.5 / attack.steps)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+import unicodedata
 
 import numpy as np
 import tensorflow as tf
@@ -126,6 +127,7 @@ def load(config: ExperimentConfig) -> source.Splits:
   words = tokenizer.load(
       config.text.vocabulary, config.model.initial_weights,
       config.text.lower_case, config.text.sequence_length)
+  _check_vocabulary(words, config.model.args or {})
   splits = _read_builder(config) if data.builder else [
       _read_file(tsv.find(data.path, name), task) for name in task.files]
   tokens = words.tokens
@@ -142,9 +144,29 @@ def load(config: ExperimentConfig) -> source.Splits:
       source.truncate(train, data.num_examples), validation)
 
 
+def _check_vocabulary(
+    words: tokenizer.WordPiece | tokenizer.ByteLevelBpe,
+    args: dict[str, Any]) -> None:
+  """Raises InputError where ids are not those of the encoder."""
+  size, pad_id = args.get('vocab_size'), args.get('pad_id')
+  if isinstance(size, int) and words.vocabulary_size > size:
+    raise InputError(
+        f'text.vocabulary: has {words.vocabulary_size} tokens, the encoder '
+        f'{size} (model.args.vocab_size); give the vocabulary of the encoder')
+  if pad_id is not None and words.pad_id != pad_id:
+    raise InputError(
+        f'text.vocabulary: padding is token {words.pad_id}, of the encoder '
+        f'{pad_id} (model.args.pad_id); give the vocabulary of the encoder')
+
+
 def check(config: ExperimentConfig) -> None:
   """Raises InputError for what the task does not go with; loads nothing."""
   task, name = TASKS[config.text.task], config.text.task
+  shortest = 1 + 2 * len(task.columns)
+  if config.text.sequence_length < shortest:
+    raise InputError(
+        f'text.sequence_length: {config.text.sequence_length} leaves no token '
+        f'of a sentence of text.task={name}; set at least {shortest}')
   smoothing = config.objective.label_smoothing
   if smoothing and not task.classes:
     raise InputError(
@@ -179,7 +201,7 @@ def _read_file(path: str, task: Task) -> _Rows:
   table = tsv.read(path, (*task.columns, task.label))
   for name in task.columns:
     for number, sentence in enumerate(table[name], 2):
-      if not sentence.strip():
+      if _is_empty(sentence):
         raise InputError(
             f'{path}, line {number}: {name} is empty; mend or remove the '
             'line.')
@@ -187,6 +209,12 @@ def _read_file(path: str, task: Task) -> _Rows:
             for number, value in enumerate(table[task.label], 2)]
   return _Rows([np.array([s.encode('utf-8') for s in table[name]], object)
                 for name in task.columns], np.array(labels))
+
+
+def _is_empty(sentence: str) -> bool:
+  """Whether no token comes of it: BERT takes control characters out."""
+  return all(c.isspace() or unicodedata.category(c) in ('Cc', 'Cf')
+             for c in sentence)
 
 
 def _label(value: str | int | float, task: Task, where: str) -> int | float:
@@ -234,7 +262,7 @@ def _read_builder(config: ExperimentConfig) -> list[_Rows]:
               for name in wanted}
     for name in task.columns:
       for row, sentence in enumerate(column[name]):
-        if not sentence.strip():
+        if _is_empty(sentence.decode('utf-8', 'replace')):
           raise InputError(
               f'data.builder={data.builder} ({split}), example {row}: {name} '
               'is empty.')

@@ -51,7 +51,7 @@ def read(path: str, columns: Sequence[str]) -> dict[str, list[str]]:
   if absent:
     raise InputError(
         f'{path}: no column {", ".join(absent)}; its header line has '
-        f'{", ".join(header)}.')
+        f'{", ".join(header)[:200]}.')
   if len(lines) == 1:
     raise InputError(f'{path}: has no rows below its header line.')
   places = [header.index(name) for name in columns]

@@ -145,7 +145,9 @@ def encoder(
   x = layers.Dropout(hidden_dropout, name="head_dropout")(x)
   logits = layers.Dense(num_classes, kernel_initializer=_initializer(),
                         dtype="float32", name="logits")(x)
-  return tf.keras.Model(tokens, logits, name=kind)
+  model = tf.keras.Model(tokens, logits, name=kind)
+  model.pad_id = pad_id  # for `Network.token_mask`
+  return model
 
 
 def _embed(ids: tf.Tensor, segments: tf.Tensor, hidden_size: int,

@@ -136,6 +136,10 @@ def arguments(name: str, args: dict[str, Any], path: str) -> dict[str, Any]:
       the name or `args` say, or its config is missing or damaged.
   """
   if not is_checkpoint(path):
+    if path.endswith((".safetensors", ".bin")):
+      raise config.InputError(
+          f"model.initial_weights: {path} is a file; give the folder that "
+          f"holds it, with config.json and {_WEIGHTS}")
     if not os.path.exists(path):
       raise config.InputError(f"model.initial_weights: {path} does not exist")
     return args

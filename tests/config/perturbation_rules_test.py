@@ -69,6 +69,19 @@ def test_the_method_that_a_configuration_builds() -> None:
   assert (freelb.delay, freelb.passes_per_step) == (332, 6)
 
 
+@pytest.mark.parametrize('delay, fits', [(0.86, True), (0.9, False)])
+def test_a_delay_that_leaves_no_update(delay: float, fits: bool) -> None:
+  loaded = config.load([], [
+      'method.name=scala,method.lag=0,schedule.epochs=1,'
+      f'data.global_batch_size=5,perturbation.delay_epochs={delay}'])
+  if fits:  # updates 3 of 0 to 3
+    assert components.METHODS['scala'](config.resolve(loaded, 20)).delay == 3
+    return
+  with pytest.raises(config.InputError, match='0.9 epochs are 4 updates, and '
+                                              'the run has 4; lower it'):
+    config.resolve(loaded, 20)
+
+
 def test_models_that_end_in_probabilities_are_refused() -> None:
   loaded = config.load([], [_ON])
   config.check_outputs(loaded, 'logits')

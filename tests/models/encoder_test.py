@@ -65,6 +65,21 @@ def test_it_is_cloned_and_saved_exactly(
     assert copy.get_layer(encoder.WORD_EMBEDDINGS).vocab_size == 20
 
 
+@pytest.mark.parametrize("name, pad_id", [("bert", 0), ("bert", 3),
+                                          ("roberta", 1)])
+def test_padding_is_told_to_the_network(name: str, pad_id: int) -> None:
+  """Else padding would be perturbed, and RoBERTa's <s>, id 0, would not."""
+  made = network.convert(build(name, pad_id=pad_id), ("clean",))
+  ids = [0, 5, 6, 2, pad_id, pad_id, pad_id, pad_id]
+  tokens = np.stack([ids, np.zeros(8)], -1)[None].astype(np.int32)
+  expected = [i != pad_id for i in ids]
+  assert expected[4:] == [False] * 4
+  np.testing.assert_array_equal(
+      made.token_mask(tf.constant(tokens))[0, :, 0], expected)
+  merged = network.convert(made.merge(), ("clean",))
+  assert merged.pad_id == pad_id
+
+
 def test_every_dropout_can_be_reached(model: tf.keras.Model) -> None:
   """Embeddings, head, and in a block: weights, attention, inner (0), output."""
   rates = [layer.rate for layer in model._flatten_layers()

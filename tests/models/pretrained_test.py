@@ -202,6 +202,8 @@ def test_what_is_no_checkpoint(tmp_path: pathlib.Path) -> None:
   with pytest.raises(config.InputError, match="/nowhere does not exist"):
     pretrained.arguments("bert", {}, "/nowhere")
   assert not pretrained.is_checkpoint(str(tmp_path))
+  with pytest.raises(config.InputError, match="give the folder that holds it"):
+    pretrained.arguments("bert", {}, f"{tmp_path}/model.safetensors")
 
 
 def test_the_first_tensor_that_differs_is_named(tmp_path: pathlib.Path
