@@ -1,6 +1,6 @@
 """What methods share that perturb word embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -47,18 +47,24 @@ def mask_keys(ctx: method.Context, index: tf.Tensor, shared: bool
   return of_pass
 
 
-def train_plainly(ctx: method.Context, batch: method.Batch,
-                  segments: Any) -> method.StepResult:
-  """Plain training's update, bit for bit."""
+def train_plainly(ctx: method.Context, batch: method.Batch, segments: Any,
+                  terms: Sequence[str]) -> method.StepResult:
+  """Plain training's update, bit for bit; of its terms those named."""
   run = passes.train(ctx, passes.natural_streams(batch), segments)
-  return method.StepResult(run.gradients, run.statistics, (), run.terms,
+  shown = {name: run.terms[name] for name in terms if name in run.terms}
+  return method.StepResult(run.gradients, run.statistics, (), shown,
                            run.outputs, batch)
 
 
-def sizes(perturbation: tf.Tensor, weight: tf.Tensor
+def sizes(perturbation: tf.Tensor, weight: tf.Tensor, count: tf.Tensor
           ) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-  """Terms: mean sizes over sentences of a perturbation [b, L, d]."""
-  count = tf.reduce_sum(weight)
+  """Terms: mean sizes over sentences of a perturbation.
+
+  Args:
+    perturbation: float32 [b, L, d].
+    weight: float32 [b], of the sentences.
+    count: of examples, as which the terms count.
+  """
   return {
       "perturbation_linf": (per_example.weighted_mean(
           tf.reduce_max(tf.abs(perturbation), axis=(1, 2)), weight), count),

@@ -66,7 +66,7 @@ class FreeLb(method.Method):
       return
     self.delay = embedded.check_delay(delay)
     self.terms = ("loss", "perturbed_loss", "perturbation_linf",
-                  "perturbation_l2") + ("clean_loss",) * bool(delay)
+                  "perturbation_l2")
     self.passes_per_step = 3.0 * perturbation.steps
     self.longest_chain = 2.0 * perturbation.steps
 
@@ -76,7 +76,7 @@ class FreeLb(method.Method):
     del held
     if ctx.is_delayed or not self.perturbs:
       return embedded.train_plainly(
-          ctx, batch, self.segments(batch.image.shape[0]))
+          ctx, batch, self.segments(batch.image.shape[0]), self.terms)
     ascent = self.perturbation
     key = embedded.mask_keys(ctx, ctx.step, self._shares_masks)
     mask = ctx.network.token_mask(batch.image)
@@ -91,7 +91,7 @@ class FreeLb(method.Method):
     count = tf.reduce_sum(batch.weight)
     terms = {"loss": (mean(p.loss for p in found), count),
              "perturbed_loss": (mean(p.mean_loss for p in found), count),
-             **embedded.sizes(delta, batch.weight)}
+             **embedded.sizes(delta, batch.weight, count)}
     return method.StepResult(
         [mean(same) for same in zip(*(p.gradients for p in found))],
         mean(p.statistics for p in found), (), terms, found[0].outputs, batch)

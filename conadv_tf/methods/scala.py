@@ -46,8 +46,10 @@ class Scala(method.Method):
   f itself is ascended, and lambda weighs f at the perturbed embeddings.
   `steps=0`: y_0 as it is, the ablation "Gaussian noise".
 
-  `delay`: updates before it are plain training, bit for bit and at its cost.
-  The first of the others is number t_s * (updates of an epoch), rounded.
+  `delay`: updates before it are plain training, bit for bit and at its cost,
+  but for one: concurrent, the last of them attacks for the next, and has a
+  perturbed pass, of weight 0, which no term counts. The first of the others
+  is number t_s * (updates of an epoch), rounded.
 
   `lag` is in no paper: perturbations of weights max(0, t - lag), by
   `execution` "concurrent" (held for one update beside which the next batch is
@@ -167,7 +169,7 @@ class Scala(method.Method):
   def _train_plainly(self, ctx: method.Context,
                      batch: method.Batch) -> method.StepResult:
     return embedded.train_plainly(
-        ctx, batch, self.segments(batch.image.shape[0]))
+        ctx, batch, self.segments(batch.image.shape[0]), self.terms)
 
   # ---- The inner maximisation.
 
@@ -242,9 +244,11 @@ class Scala(method.Method):
     network, weight = ctx.network, self.weight
     segments = self.segments(batch.image.shape[0])
     key = embedded.mask_keys(ctx, ctx.step, self._shares_masks)
+    count = counted = tf.reduce_sum(batch.weight)
     if self.first_active < self.delay:
       # A traced update may still come before the delay's end.
-      weight *= tf.cast(ctx.step >= self.delay, tf.float32)
+      is_active = tf.cast(ctx.step >= self.delay, tf.float32)
+      weight, counted = weight * is_active, count * is_active
     with tf.name_scope("forward"), tf.GradientTape() as tape:
       gamma, statistics = network.logits(
           batch.image, segments, routing.Mode.TRAIN, key(0))
@@ -264,10 +268,9 @@ class Scala(method.Method):
     with tf.name_scope("backward"):
       gradients = passes.gradients_of(
           ctx, tape, scaled, network.trainable_variables)
-    count = tf.reduce_sum(batch.weight)
     terms = {"loss": (loss, count), "clean_loss": (f, count),
-             "perturbed_loss": (r, count),
-             **embedded.sizes(perturbation, batch.weight)}
+             "perturbed_loss": (r, counted),
+             **embedded.sizes(perturbation, batch.weight, counted)}
     return method.StepResult(gradients, statistics, (), terms, gamma, batch)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from conadv_tf.layers import network as networks
+from conadv_tf.methods import method as methods
 from conadv_tf.training import loop as loops
 
 
@@ -21,10 +22,12 @@ class Phases:
     active: the loop of the method's own updates.
   """
 
-  def __init__(self, first_active: int, step: tf.Variable):
-    """Args: first_active: first update of the second phase; step: counter."""
+  def __init__(self, method: methods.Method, step: tf.Variable):
+    """Args: method: which may have a delay; step: counter of updates."""
     self.is_delayed = False
-    self._first, self._step = first_active, step
+    self._first, self._delay = method.first_active, method.delay
+    self._own = set(method.terms).difference(methods.Method.terms)
+    self._step = step
     self._next = 0
 
   def make(self, build: Callable[[loops.Parts], loops.Loop],
@@ -48,7 +51,7 @@ class Phases:
 
   def begin(self) -> None:
     """A `fit` starts; its first update may be any."""
-    self._next = int(networks.read(self._step)) if self._first else 0
+    self._next = int(networks.read(self._step)) if self._delay else 0
 
   def prime(self, iterator: loops.Iterator, behind: tf.Tensor) -> None:
     """Makes what the next update expects to be held."""
@@ -57,11 +60,18 @@ class Phases:
 
   def run(self, iterator: loops.Iterator,
           updates: int) -> dict[str, tf.Tensor]:
-    """Makes updates, of one phase and then of the other."""
+    """Makes updates, of one phase and then of the other.
+
+    Returns:
+      Results, without the method's own terms where the delay has not ended:
+      nothing was measured of them.
+    """
     plain = min(updates, max(0, self._first - self._next))
     self._next += updates
     if plain:
       results = self._delayed.run(iterator, plain)
-      if plain == updates:
-        return results
-    return self.active.run(iterator, updates - plain)
+    if plain < updates:
+      results = self.active.run(iterator, updates - plain)
+    if self._next > self._delay:
+      return results
+    return {n: v for n, v in results.items() if n not in self._own}

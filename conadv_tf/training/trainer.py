@@ -121,7 +121,7 @@ class Trainer(split_model.SplitModel):
     self.growing = growing.GrowingBatch(self.method.gamma) if grows else None
     self.staleness = staleness.Staleness(
         self.method, self.network, self.step_counter)
-    self.phases = phases.Phases(self.method.first_active, self.step_counter)
+    self.phases = phases.Phases(self.method, self.step_counter)
     self.nonfinite = finite.FiniteUpdates(skip_nonfinite)
     self.compressed = compressed.CompressedGradients(
         compression or compressions.Compression(),

@@ -55,6 +55,10 @@ def test_starts() -> None:
                 # 2 tokens of 4 numbers, and 5 of them.
                 'sentence': (0.5 / (3 * 8)**.5, 0.5 / (3 * 20)**.5)}[start]
     assert (short.std(), whole.std()) == pytest.approx(expected, rel=0.06)
+    # Four standard errors; each number is drawn on its own.
+    assert abs(whole.mean()) < 4 * whole.std() / 2000**.5
+    assert len(np.unique(whole)) > 1990
+  assert np.abs(begin('normal')).max() > 1.4  # of 2800, near 3.5 deviations
   assert np.abs(begin('uniform')).max() <= 0.5
 
 

@@ -1,15 +1,19 @@
 """ScaLA and FreeLB: their updates in NumPy, what they degenerate to."""
 
+from collections.abc import Callable
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from conadv_tf import attacks, methods, randomness
+from conadv_tf import attacks, methods, optimizers, randomness
 from conadv_tf.layers import network as networks
 from conadv_tf.methods import method as methods_base
+from conadv_tf.training import loop as loops
+from conadv_tf.training import phases as phases_lib
 from conadv_tf.training import trainer as trainers
 from tests import tiny_text
 from tests.methods import running
@@ -53,17 +57,18 @@ def _compare(method: methods_base.Method, make_twin: Any, *, classes: int = 3,
 
 
 @pytest.mark.parametrize('options, steps, classes', [
-    (dict(lag=1, delay=2, weight=5.0), 1, 3),
+    (dict(weight=5.0), 1, 3),  # the paper's, but for lambda
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        (dict(weight=5.0), 3, 3), (dict(weight=5.0), 1, 1),
-        (dict(target='labels'), 1, 3), (dict(weight=5.0), 0, 3)))])
+        (dict(lag=1, delay=2, weight=5.0), 1, 3), (dict(weight=5.0), 3, 3),
+        (dict(weight=5.0), 1, 1), (dict(target='labels'), 1, 3),
+        (dict(weight=5.0), 0, 3)))])
 def test_scala_agrees_with_numpy(options: dict[str, Any], steps: int,
                                  classes: int) -> None:
   perturbation = dataclasses.replace(running.VISIBLE, steps=steps)
-  ones = tf.ones([_ROWS, tiny_text.LENGTH, 1])
+  assert perturbation.start == 'normal'
   _compare(Scala(perturbation, **options), lambda weights: scala.ScalaTwin(
       weights, _RATE, 0.1, 0.2,
-      lambda t: perturbation.begin(_key(t), _shape(), ones).numpy(), steps,
+      lambda t: 0.1 * randomness.normal(_key(t), _shape().shape).numpy(), steps,
       options.get('weight', 1.0), options.get('target') == 'labels',
       options.get('lag', 0), options.get('delay', 0)), classes=classes)
 
@@ -80,9 +85,9 @@ def test_freelb_agrees_with_numpy() -> None:
 # ---- The perturbation that it finds.
 
 
-def _perturbation(method: Scala, dropout: float = 0.0
-                  ) -> tuple[np.ndarray, np.ndarray]:
-  """(y_T, mask) on the first sentences."""
+def _first(method: methods_base.Method, dropout: float
+           ) -> tuple[methods_base.Context, methods_base.Batch]:
+  """What the first update sees of a network with dropout."""
   trainer = running.make(method, model=lambda: tiny_text.model(dropout))
   batch = methods_base.Batch(
       tf.constant(tiny_text.TOKENS[:_ROWS]),
@@ -92,8 +97,15 @@ def _perturbation(method: Scala, dropout: float = 0.0
       attack=trainer.attack, loss=trainer._per_example_loss, seed=0,
       step=tf.constant(0), batch_index=tf.constant(0),
       virtual_replica=tf.constant(0), pixel_range=(0., 1.))
+  return ctx, batch
+
+
+def _perturbation(method: Scala, dropout: float = 0.0
+                  ) -> tuple[np.ndarray, np.ndarray]:
+  """(y_T, mask) on the first sentences."""
+  ctx, batch = _first(method, dropout)
   return (method._perturb(ctx, batch).numpy(),
-          trainer.network.token_mask(batch.image).numpy())
+          ctx.network.token_mask(batch.image).numpy())
 
 
 def test_at_equality_the_gradient_is_exactly_0() -> None:
@@ -116,6 +128,54 @@ def test_perturbations_stay_within_omega_and_off_the_padding() -> None:
   start, _ = _perturbation(Scala(Perturbation(steps=0)))
   # Without, it does not leave the start: 1e-4 times a tiny gradient.
   assert np.abs(raw - np.clip(start, -1e-5, 1e-5)).max() < 1e-8
+
+
+# ---- Dropout masks of an update's passes.
+
+
+_Step = Callable[[methods_base.Method], methods_base.StepResult]
+
+
+@pytest.fixture(scope='module')
+def first_step() -> _Step:
+  """What methods make of the same weights, batch and keys; assigns none."""
+  ctx, batch = _first(Scala(), 0.5)
+  return lambda method: method.step(ctx, batch, ())
+
+
+def test_scala_has_its_masks_shared_or_new_in_each_pass(
+    first_step: _Step) -> None:
+  still = lambda steps: Perturbation(start='zero', steps=steps, step_size=0.0)
+  plain = first_step(methods.Vanilla())
+  r = {}
+  for masks, steps in (('shared', 0), ('shared', 1), ('independent', 0),
+                       ('independent', 1)):
+    result = first_step(Scala(still(steps), dropout_masks=masks))
+    r[masks, steps] = float(result.terms['perturbed_loss'][0])
+    # The clean pass has those of plain training.
+    assert result.terms['clean_loss'][0] == plain.terms['loss'][0]
+    np.testing.assert_array_equal(result.outputs, plain.outputs)
+  assert r['shared', 0] == r['shared', 1] == 0
+  # The training pass has not those of the attack's step either.
+  assert 0 < r['independent', 0] != r['independent', 1] > 0
+
+
+def test_freelb_has_its_masks_shared_or_new_in_each_step(
+    first_step: _Step) -> None:
+  def gradients(method: methods_base.Method) -> np.ndarray:
+    return np.concatenate([tf.convert_to_tensor(g).numpy().ravel()
+                           for g in first_step(method).gradients])
+
+  make = lambda steps, masks='independent': FreeLb(
+      Perturbation(start='zero', steps=steps, step_size=0.0),
+      dropout_masks=masks)
+  one, two, three = (gradients(make(k)) for k in (1, 2, 3))
+  np.testing.assert_array_equal(one, gradients(methods.Vanilla()))
+  np.testing.assert_array_equal(gradients(make(2, 'shared')), one)
+  # Their mean is what is returned; no two of the three are equal.
+  second, third = 2 * two - one, 3 * three - 2 * two
+  for a, b in ((one, second), (one, third), (second, third)):
+    assert np.abs(a - b).max() > 1e-3
 
 
 # ---- What it degenerates to.
@@ -173,39 +233,76 @@ def _delayed(lag: int = 1, **options: Any) -> Scala:
 
 
 class _Watch(tf.keras.callbacks.Callback):
-  """Weights after each execution."""
+  """Weights and logs after each execution."""
 
   def on_train_begin(self, logs: Any = None) -> None:
-    self.values = []
+    self.values, self.logs = [], []
 
   def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
     self.values.append(running.values(self.model))
+    self.logs.append(logs)
 
 
-def _watched(method: methods_base.Method, updates: int = 5,
-             **options: Any) -> list[np.ndarray]:
+def _watch(method: methods_base.Method, **options: Any) -> _Watch:
   trainer, watch = running.make(
       method, model=tiny_text.model, **options), _Watch()
-  trainer.fit(running.dataset(_ROWS, method=Scala()), steps_per_epoch=updates,
+  trainer.fit(running.dataset(_ROWS, method=Scala()), steps_per_epoch=5,
               verbose=0, callbacks=[watch])
-  return watch.values
+  return watch
 
 
-def test_before_its_delay_it_is_plain_training_bit_for_bit() -> None:
-  plain = _watched(methods.Vanilla())
-  concurrent = _watched(_delayed())
+def _watched(method: methods_base.Method, **options: Any
+             ) -> list[np.ndarray]:
+  return _watch(method, **options).values
+
+
+def _lamb() -> tf.keras.optimizers.Optimizer:
+  """The paper's."""
+  return optimizers.Lamb(0.05, trust_clip=(0, 10))
+
+
+@pytest.fixture(scope='module')
+def concurrent() -> _Watch:
+  return _watch(_delayed(), optimizer=_lamb)
+
+
+def test_before_its_delay_it_is_lamb_bit_for_bit(concurrent: _Watch) -> None:
+  plain = _watched(methods.Vanilla(), optimizer=_lamb)
   for t in range(5):
-    assert np.array_equal(concurrent[t], plain[t]) == (t < 3), t
-  sequential = _watched(_delayed(execution='sequential'))
-  np.testing.assert_array_equal(concurrent, sequential)
+    assert np.array_equal(concurrent.values[t], plain[t]) == (t < 3), t
+  sequential = _watched(_delayed(execution='sequential'), optimizer=_lamb)
+  np.testing.assert_array_equal(concurrent.values, sequential)
   # An execution that the switch cuts in two.
-  (at_once,) = _watched(_delayed(), steps_per_execution=5)
-  np.testing.assert_array_equal(at_once, concurrent[-1])
+  (at_once,) = _watched(_delayed(), optimizer=_lamb, steps_per_execution=5)
+  np.testing.assert_array_equal(at_once, concurrent.values[-1])
+
+
+def test_its_terms_count_from_the_delay_on(concurrent: _Watch) -> None:
+  own = {'perturbed_loss', 'perturbation_linf', 'perturbation_l2'}
+  for t, logs in enumerate(concurrent.logs):
+    assert own & set(logs) == (own if t >= 3 else set()), t
+    assert {'loss', 'clean_loss', 'accuracy', 'trust_ratio'} < set(logs)
+    if t >= 3:  # a step is twice the radius
+      assert logs['perturbation_linf'] == pytest.approx(0.1), t
+
+
+@pytest.mark.parametrize('begun, shows', [(0, False), (1, True)])
+def test_terms_are_shown_once_the_delay_has_ended(begun: int,
+                                                  shows: bool) -> None:
+  # A delay of 1 with lookahead: one loop, whose first update is plain.
+  step = tf.Variable(begun, dtype=tf.int64)
+  phases = phases_lib.Phases(Scala(running.VISIBLE, lag=1, delay=1), step)
+  results = {'loss': 1.0, 'perturbed_loss': 2.0}
+  parts = loops.Parts(print, print, print, print)
+  phases.make(lambda _: types.SimpleNamespace(run=lambda *_: results), parts)
+  phases.begin()
+  assert ('perturbed_loss' in phases.run(None, 1)) == shows
+  assert phases.run(None, 1) == results
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('method, first', [
-    (lambda: _delayed(0), 3), (lambda: _delayed(2), 3),
+    (lambda: _delayed(0), 3), (_delayed, 3), (lambda: _delayed(2), 3),
     (lambda: FreeLb(delay=3), 3)])
 def test_other_methods_wait_too(method: Any, first: int) -> None:
   plain, waited = _watched(methods.Vanilla()), _watched(method())
