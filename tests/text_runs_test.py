@@ -56,6 +56,24 @@ def test_regression(tmp_path: pathlib.Path) -> None:
   assert not [key for key in results if 'accuracy' in key]
 
 
+@pytest.mark.slow
+def test_records_hold_no_terms_before_the_delay_ends(
+    tmp_path: pathlib.Path) -> None:
+  keys = sentences.make(tmp_path, 'cola')
+  results = runs.run(sentences.load(
+      keys, 'method.name=scala,perturbation.delay_epochs=2,'
+      'evaluation.every_epochs=1'), str(tmp_path / 'run'), quiet=True)
+  lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert all('train/clean_loss' in record for record in records)
+  shown = ['train/perturbed_loss' in record for record in records]
+  # The update before the delay's end, which is an epoch's, counts nothing.
+  assert shown == [record['epoch'] > 2 for record in records]
+  assert False in shown and shown[-1]
+  for record in (*records[-1:], results):
+    assert record['train/perturbation_linf'] == pytest.approx(1e-5, rel=1e-4)
+
+
 def test_described_without_the_files(tmp_path: pathlib.Path) -> None:
   text = description.describe_config(sentences.load(
       f'data.path={tmp_path}/absent,text.task=mnli,data.num_examples=null'))

@@ -270,8 +270,6 @@ def test_before_its_delay_it_is_lamb_bit_for_bit(concurrent: _Watch) -> None:
   plain = _watched(methods.Vanilla(), optimizer=_lamb)
   for t in range(5):
     assert np.array_equal(concurrent.values[t], plain[t]) == (t < 3), t
-  sequential = _watched(_delayed(execution='sequential'), optimizer=_lamb)
-  np.testing.assert_array_equal(concurrent.values, sequential)
   # An execution that the switch cuts in two.
   (at_once,) = _watched(_delayed(), optimizer=_lamb, steps_per_execution=5)
   np.testing.assert_array_equal(at_once, concurrent.values[-1])
@@ -314,7 +312,7 @@ def test_other_methods_wait_too(method: Any, first: int) -> None:
 @pytest.mark.parametrize('lag', [1, 2])
 def test_both_executions_agree(lag: int) -> None:
   # A delay of 1 with lookahead: no update is traced as delayed.
-  for delay in (0, 1, 2):
+  for delay in (0, 1, 3):
     a, b = (_train(Scala(running.VISIBLE, lag=lag, delay=delay, weight=5.0,
                          execution=execution))
             for execution in ('concurrent', 'sequential'))
