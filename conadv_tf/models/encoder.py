@@ -142,12 +142,17 @@ def encoder(
   x = _transform(x, real, num_layers, num_heads, intermediate_size,
                  (hidden_dropout, attention_dropout), layer_norm_eps)
   x = _pool(x, real, kind, pooling, hidden_dropout)
-  x = layers.Dropout(hidden_dropout, name="head_dropout")(x)
-  logits = layers.Dense(num_classes, kernel_initializer=_initializer(),
-                        dtype="float32", name="logits")(x)
-  model = tf.keras.Model(tokens, logits, name=kind)
+  model = tf.keras.Model(
+      tokens, _classify(x, num_classes, hidden_dropout), name=kind)
   model.pad_id = pad_id  # for `Network.token_mask`
   return model
+
+
+def _classify(x: tf.Tensor, num_classes: int, dropout: float) -> tf.Tensor:
+  """The head, float32 [b, num_classes]."""
+  x = layers.Dropout(dropout, name="head_dropout")(x)
+  return layers.Dense(num_classes, kernel_initializer=_initializer(),
+                      dtype="float32", name="logits")(x)
 
 
 def _embed(ids: tf.Tensor, segments: tf.Tensor, hidden_size: int,
