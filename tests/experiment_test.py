@@ -134,7 +134,7 @@ def test_the_seed_makes_the_weights() -> None:
 @pytest.mark.parametrize('pairs, message', [
     ('data.name=cifar', 'data.name=cifar: unknown; known are digits'),
     ('method.name=convad', 'known are absa, dat, vanilla, disadv, conadv, '
-     'smooth_at; did you mean conadv'),
+     'smooth_at, scala, freelb; did you mean conadv'),
     ('model.name=resnet9', 'known are resnet8, resnet20, resnet32, resnet56'),
     ('evaluation.attacks=[apgd5]', 'apgd5'),
 ])
