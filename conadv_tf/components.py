@@ -95,16 +95,12 @@ def _perturbation(p: config_lib.PerturbationConfig) -> attacks.Perturbation:
       for field in dataclasses.fields(attacks.Perturbation)})
 
 
-def _delay(config: config_lib.ExperimentConfig) -> int:
-  """First update with perturbations, of a resolved configuration."""
-  return round(config.perturbation.delay_epochs
-               * config.derived.steps_per_epoch)
-
-
 def _scala(config: config_lib.ExperimentConfig) -> method_lib.Method:
   p = config.perturbation
   return methods.Scala(
-      _perturbation(p), weight=p.weight, target=p.target, delay=_delay(config),
+      _perturbation(p), weight=p.weight, target=p.target,
+      delay=config_lib.perturbation_delay(
+          config, config.derived.steps_per_epoch),
       dropout_masks=p.dropout_masks, lag=config.method.lag,
       execution=config.method.execution)
 
@@ -125,7 +121,8 @@ METHODS: dict[
         c.method.sigma, c.method.noise_copies),
     "scala": _scala,
     "freelb": lambda c: methods.FreeLb(
-        _perturbation(c.perturbation), delay=_delay(c),
+        _perturbation(c.perturbation), delay=config_lib.perturbation_delay(
+            c, c.derived.steps_per_epoch),
         dropout_masks=c.perturbation.dropout_masks),
 }
 

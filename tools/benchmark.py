@@ -24,7 +24,6 @@ for it alone, --regimes, --models and --rows for the other.
 from importlib import metadata
 import json
 import multiprocessing
-import os
 import platform
 import sys
 import time
@@ -33,7 +32,7 @@ from typing import Any
 from absl import flags
 
 from conadv_tf import command_line, exits
-from tools import benchmark_plan
+from tools import benchmark_plan, figures
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _QUICK = flags.DEFINE_bool(
@@ -147,10 +146,8 @@ def run(job: benchmark_plan.Job, tell: Any) -> dict[str, Any]:
 def write(report: dict[str, Any]) -> None:
   """Writes the figures where --output says."""
   if _OUTPUT.value:
-    machine = {"machine": platform.processor() or platform.machine(),
-               "cores": os.cpu_count()}
     with open(_OUTPUT.value, "w", encoding="utf-8") as file:
-      json.dump({**machine, **report}, file, indent=2)
+      json.dump({**figures.machine(), **report}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ slower links they pay. About a minute for the three models.
 
 import dataclasses
 import json
-import os
-import platform
 
 from absl import flags
 
 from conadv_tf import command_line
+from tools import figures
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _QUICK = flags.DEFINE_bool(
@@ -47,8 +46,7 @@ def main() -> None:
         model, rows_lib.SIZES[model], _ROUNDS.value)]
     print(rows_lib.table(rows))
     if _OUTPUT.value:
-      report = {"machine": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
+      report = {**figures.machine(),
                 "rows": [dataclasses.asdict(row) for row in rows]}
       with open(_OUTPUT.value, "w", encoding="utf-8") as file:
         json.dump(report, file, indent=2)

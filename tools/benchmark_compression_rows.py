@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import time
 
 import numpy as np
 import tensorflow as tf
@@ -69,13 +68,7 @@ def measure(model: str, numbers: int, rounds: int) -> list[Timed]:
     words = messages[bits, bucket] = encode(vector)
     calls[bits, bucket, "encode"] = lambda f=encode: f(vector)
     calls[bits, bucket, "decode"] = lambda f=decode, w=words: f(w)
-  seconds = {name: [] for name in calls}
-  for turn in range(rounds + 1):
-    for name in list(calls)[::-1 if turn % 2 else 1]:
-      begin = time.perf_counter()
-      calls[name]()
-      if turn:
-        seconds[name].append(time.perf_counter() - begin)
+  seconds = figures.interleaved(calls, rounds)
   return [Timed(model, numbers, bits, bucket,
                 float(np.median(seconds[bits, bucket, "encode"])),
                 float(np.median(seconds[bits, bucket, "decode"])),

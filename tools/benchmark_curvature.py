@@ -18,14 +18,13 @@ Ratios to the gradient are formed round by round; a product is to cost at most
 """
 
 import json
-import os
-import platform
 import sys
 
 from absl import flags
 
 from conadv_tf import command_line
 from tools import benchmark_curvature_rows as rows_lib
+from tools import figures
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _QUICK = flags.DEFINE_bool(
@@ -64,10 +63,8 @@ def main() -> None:
           "weights": size, "seconds": seconds, **rows_lib.summarise(seconds)}
     print(rows_lib.table(report))
     if _OUTPUT.value:
-      machine = {"machine": platform.processor() or platform.machine(),
-                 "cores": os.cpu_count()}
       with open(_OUTPUT.value, "w", encoding="utf-8") as file:
-        json.dump({**machine, "models": report}, file, indent=2)
+        json.dump({**figures.machine(), "models": report}, file, indent=2)
 
 
 if __name__ == "__main__":

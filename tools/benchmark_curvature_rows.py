@@ -1,8 +1,10 @@
 """What `tools.benchmark_curvature` measures and prints; no flags."""
 
 from collections.abc import Callable
-import time
+import functools
 from typing import Any
+
+from tools import figures
 
 _CLASSES = 10
 LIMIT = 2.5
@@ -92,21 +94,15 @@ def measure(rows: dict[str, Row], size: int, rounds: int
   """Seconds of each row in each round after a warm-up."""
   import numpy as np
   vector = np.random.default_rng(0).standard_normal(size) / np.sqrt(size)
-  seconds: dict[str, list[float]] = {name: [] for name in rows}
-  for turn in range(rounds + 1):
-    for name in list(rows)[::-1 if turn % 2 else 1]:
-      start = time.perf_counter()
-      rows[name](vector)
-      if turn:  # the first traces
-        seconds[name].append(time.perf_counter() - start)
-  return seconds
+  return figures.interleaved(
+      {name: functools.partial(row, vector) for name, row in rows.items()},
+      rounds)
 
 
 def summarise(seconds: dict[str, list[float]]) -> dict[str, Any]:
   """Median times and ratios to the gradient, round by round."""
   import numpy as np
 
-  from tools import figures
   gradient = np.array(seconds[GRADIENT])
   ratios = {name: figures.spread(np.array(times) / gradient)
             for name, times in seconds.items()}
@@ -116,7 +112,6 @@ def summarise(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
   """All models in Markdown."""
-  from tools import figures
   lines = [
       [model, f"{part['weights']:,}", name,
        figures.ms(part["median"][name]),

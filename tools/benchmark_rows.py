@@ -48,6 +48,26 @@ def loss() -> tf.keras.losses.Loss:
   return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+def fit_function(model: tf.keras.Model, data: Any) -> Any:
+  """What `fit` calls for an execution, of an iterator; makes one update.
+
+  Args:
+    model: compiled, a plain Keras model or a trainer.
+    data: endless, of batches.
+  """
+  functions = []
+
+  class Capture(tf.keras.callbacks.Callback):
+    """Takes the function out of a running `fit`."""
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+      del batch, logs
+      functions.append(self.model.train_function)
+
+  model.fit(data, steps_per_epoch=1, verbose=0, callbacks=[Capture()])
+  return functions[0]
+
+
 def fit_row(model: tf.keras.Model, data: Any,
             jit_compile: bool | None = None) -> Row:
   """What `fit` calls for an execution of one update.
@@ -60,17 +80,7 @@ def fit_row(model: tf.keras.Model, data: Any,
   """
   model.compile(optimizer(), loss(), metrics=["accuracy"],
                 jit_compile=jit_compile)
-  functions = []
-
-  class Capture(tf.keras.callbacks.Callback):
-    """Takes the compiled function out of a running `fit`."""
-
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-      del batch, logs
-      functions.append(self.model.train_function)
-
-  model.fit(data, steps_per_epoch=1, verbose=0, callbacks=[Capture()])
-  made = row(functions[0], data)
+  made = row(fit_function(model, data), data)
   if isinstance(model, ca.Trainer):
     loop = model._loop  # pylint: disable=protected-access
     made = made._replace(function=loop.one, trainer=model)

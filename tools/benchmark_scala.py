@@ -21,14 +21,13 @@ a delay saves 1.5 to 1.9. Progress goes to stderr, tables to stdout.
 """
 
 import json
-import os
-import platform
 import sys
 
 from absl import flags
 
 from conadv_tf import command_line
 from tools import benchmark_scala_rows as rows_lib
+from tools import figures
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the figures.")
 _QUICK = flags.DEFINE_bool(
@@ -64,16 +63,14 @@ def main() -> None:
     rows = rows_lib.make(
         names, _MODEL.value, _BATCH.value, _LENGTH.value,
         lambda text: print(text, file=sys.stderr, flush=True))
-    seconds = rows_lib.measure(rows, _ROUNDS.value)
+    seconds = figures.interleaved(rows, _ROUNDS.value)
     report = {"model": _MODEL.value, "batch_size": _BATCH.value,
               "sequence_length": _LENGTH.value, "seconds": seconds,
               **rows_lib.summarise(seconds)}
     print(rows_lib.tables(report))
     if _OUTPUT.value:
-      machine = {"machine": platform.processor() or platform.machine(),
-                 "cores": os.cpu_count()}
       with open(_OUTPUT.value, "w", encoding="utf-8") as file:
-        json.dump({**machine, **report}, file, indent=2)
+        json.dump({**figures.machine(), **report}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What `tools.benchmark_scala` measures and prints; no flags."""
 
 from collections.abc import Callable, Mapping, Sequence
-import time
 from typing import Any
 
 import numpy as np
@@ -58,26 +57,17 @@ def _step(row: str, model: Any, data: Any) -> Step:
   import tensorflow as tf
 
   import conadv_tf as ca
+  from tools import benchmark_rows
   trainer = ca.Trainer(model, _method(row))
   # Rates at which labels drawn at random do no harm.
   optimizer = (tf.keras.optimizers.Adam(1e-6) if row == "adam"
                else ca.optimizers.Lamb(1e-6, trust_clip=(0, 10)))
   trainer.compile(optimizer, tf.keras.losses.SparseCategoricalCrossentropy(
       from_logits=True))
-  functions = []
-
-  class Capture(tf.keras.callbacks.Callback):
-    """Takes the function of an update out of a running `fit`."""
-
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-      del batch, logs
-      functions.append(self.model.train_function)
-
-  trainer.fit(data, steps_per_epoch=1, verbose=0, callbacks=[Capture()])
-  iterator = iter(data)
+  function, iterator = benchmark_rows.fit_function(trainer, data), iter(data)
 
   def step() -> None:
-    for value in functions[0](iterator).values():
+    for value in function(iterator).values():
       float(value)
 
   return step
@@ -93,18 +83,6 @@ def _method(row: str) -> Any:
   return methods.Scala(
       attacks.Perturbation(steps=steps), lag=int(row == "scala_lag1"),
       delay=_NEVER if row == "delayed" else 0)
-
-
-def measure(steps: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
-  """Seconds of each row in each round after a warm-up."""
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
-  for turn in range(rounds + 1):
-    for name in list(steps)[::-1 if turn % 2 else 1]:
-      start = time.perf_counter()
-      steps[name]()
-      if turn:
-        seconds[name].append(time.perf_counter() - start)
-  return seconds
 
 
 def summarise(seconds: Seconds) -> dict[str, Any]:

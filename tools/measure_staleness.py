@@ -15,7 +15,6 @@ Needs one replica and one micro batch, and a method with adversarial images.
 
 from collections.abc import Iterator
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -26,6 +25,7 @@ from typing import Any
 from absl import flags
 
 from conadv_tf import command_line
+from tools import figures
 
 _CONFIG_FILE = flags.DEFINE_multi_string(
     "config_file", None, "YAML file with the experiment; may be repeated, "
@@ -51,8 +51,7 @@ def main() -> None:
     found = {
         "command": shlex.join(
             ["python", "-m", "tools.measure_staleness", *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name)
-                     for name in ("tensorflow", "numpy")},
+        "versions": figures.versions(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "runs": runs}
     print(report.write(found, folder))

@@ -16,7 +16,6 @@ left alone, what was interrupted resumes. Writes into DIR
     WAY/seed*/              the runs
 """
 
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -29,7 +28,7 @@ from absl import flags
 
 from conadv_tf import command_line
 from conadv_tf.config import InputError
-from tools import reproduce_data, reproduce_report, reproduce_runs
+from tools import figures, reproduce_data, reproduce_report, reproduce_runs
 from tools import reproduce_suite as suites
 
 _SUITE = flags.DEFINE_string("suite", None, "Name under suites/, or a file.")
@@ -131,9 +130,7 @@ def _facts() -> dict[str, Any]:
       if not text.startswith(paths))]
   return {
       "command": shlex.join(["python", "-m", "tools.reproduce", *arguments]),
-      "versions": json.dumps({
-          name: importlib.metadata.version(name)
-          for name in ("tensorflow", "numpy")}),
+      "versions": json.dumps(figures.versions()),
       "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
   }
 

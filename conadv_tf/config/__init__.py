@@ -10,6 +10,7 @@ from conadv_tf.config.compression_rules import (
 )
 from conadv_tf.config.growth_rules import changes as batch_changes
 from conadv_tf.config.growth_rules import measures as curvature_is_measured
+from conadv_tf.config.perturbation_rules import delay as perturbation_delay
 from conadv_tf.config.reader import load, load_resolved, save
 from conadv_tf.config.resolution import differences, resolve, unused_keys
 from conadv_tf.config.schema import (

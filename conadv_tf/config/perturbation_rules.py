@@ -45,15 +45,20 @@ def check(config: ExperimentConfig) -> None:
                        f'each other ({reason})')
 
 
+def delay(config: ExperimentConfig, steps_per_epoch: float) -> int:
+  """t_s, the first update with perturbations."""
+  return round(config.perturbation.delay_epochs * steps_per_epoch)
+
+
 def check_delay(config: ExperimentConfig, steps_per_epoch: float,
                 total_steps: int) -> None:
   """Raises InputError where the delay, rounded, leaves no update."""
-  p = config.perturbation
-  delay = round(p.delay_epochs * steps_per_epoch)
-  if config.method.name in NAMES and delay and delay >= total_steps:
+  epochs, first = config.perturbation.delay_epochs, delay(
+      config, steps_per_epoch)
+  if config.method.name in NAMES and first and first >= total_steps:
     raise InputError(
-        f'perturbation.delay_epochs: {show(p.delay_epochs)} epochs are '
-        f'{delay} updates, and the run has {total_steps}; lower it, or set '
+        f'perturbation.delay_epochs: {show(epochs)} epochs are '
+        f'{first} updates, and the run has {total_steps}; lower it, or set '
         'method.name=vanilla for a run without perturbations')
 
 

@@ -150,8 +150,7 @@ class Absa(method.Method):
     """
     if not 0 <= gamma <= 1:
       raise ValueError(f"gamma must be in [0, 1], got {gamma}")
-    if not isinstance(lag, int) or lag < 0:
-      raise ValueError(f"lag must be an integer >= 0, got {lag}")
+    method.check_count("lag", lag)
     self.gamma = float(gamma)
     self.attacks = gamma > 0
     self.lag = self.lagged_copies = lag

@@ -4,8 +4,6 @@ from typing import Any
 
 from conadv_tf.methods import adversarial, method
 
-CONCURRENT = "concurrent"
-SEQUENTIAL = "sequential"
 SAME_BATCH = "same_batch"
 NEXT_BATCH = "next_batch"
 
@@ -59,7 +57,7 @@ class ConAdv(adversarial.AdversarialMethod):
   in other units (`attack.target`, `attack.random_start`).
   """
 
-  def __init__(self, lag: int = 1, execution: str = CONCURRENT,
+  def __init__(self, lag: int = 1, execution: str = method.CONCURRENT,
                pairing: str = SAME_BATCH, **options: Any):
     """Makes the method.
 
@@ -73,14 +71,10 @@ class ConAdv(adversarial.AdversarialMethod):
       ValueError: if an option is outside its range.
     """
     super().__init__(**options)
-    if not isinstance(lag, int) or lag < 0:
-      raise ValueError(f"lag must be an integer >= 0, got {lag}")
-    for name, value, known in (
-        ("execution", execution, (CONCURRENT, SEQUENTIAL)),
-        ("pairing", pairing, (SAME_BATCH, NEXT_BATCH))):
-      if value not in known:
-        raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got "
-                         f"{value!r}")
+    method.check_count("lag", lag)
+    method.check_choice(
+        "execution", execution, method.CONCURRENT, method.SEQUENTIAL)
+    method.check_choice("pairing", pairing, SAME_BATCH, NEXT_BATCH)
     self.lookback = int(pairing == NEXT_BATCH)
     if self.lookback and lag == 0:
       raise ValueError("pairing next_batch needs lag >= 1: an adversary that "
@@ -88,7 +82,7 @@ class ConAdv(adversarial.AdversarialMethod):
     self.lag = lag
     self.execution = execution
     self.lookahead = int(
-        lag >= 1 and execution == CONCURRENT and not self.lookback)
+        lag >= 1 and execution == method.CONCURRENT and not self.lookback)
     self.lagged_copies = lag - self.lookahead - self.lookback
     # Both executions of a lag alike: else they would differ by rounding.
     self.training_pass = "joined" if lag else "separate"

@@ -11,8 +11,6 @@ from conadv_tf.layers import routing
 from conadv_tf.methods import method, passes
 from conadv_tf.objectives import per_example
 
-CONCURRENT = "concurrent"
-SEQUENTIAL = "sequential"
 CROSS_ENTROPY = "cross_entropy"
 TRADES = "trades"
 
@@ -83,7 +81,7 @@ class Dat(method.Method):
   def __init__(self, *, clean_weight: float = 0.0,
                regularizer: str = CROSS_ENTROPY, trades_weight: float = 6.0,
                trades_start_std: float = 0.255, lag: int = 0,
-               execution: str = CONCURRENT):
+               execution: str = method.CONCURRENT):
     """Makes the method.
 
     Args:
@@ -103,16 +101,11 @@ class Dat(method.Method):
     for name, value in (("clean_weight", clean_weight),
                         ("trades_weight", trades_weight),
                         ("trades_start_std", trades_start_std)):
-      if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be at least 0, got {value}")
-    for name, value, known in (
-        ("regularizer", regularizer, (CROSS_ENTROPY, TRADES)),
-        ("execution", execution, (CONCURRENT, SEQUENTIAL))):
-      if value not in known:
-        raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got "
-                         f"{value!r}")
-    if not isinstance(lag, int) or lag < 0:
-      raise ValueError(f"lag must be an integer >= 0, got {lag}")
+      method.check_weight(name, value)
+    method.check_choice("regularizer", regularizer, CROSS_ENTROPY, TRADES)
+    method.check_choice(
+        "execution", execution, method.CONCURRENT, method.SEQUENTIAL)
+    method.check_count("lag", lag)
     if regularizer == TRADES and not clean_weight:
       raise ValueError("clean_weight must be above 0 with regularizer "
                        "'trades': without labels constant outputs are best")
@@ -120,7 +113,7 @@ class Dat(method.Method):
     self.trades_weight = trades_weight
     self.trades_start_std = trades_start_std
     self.lag = lag
-    self.lookahead = int(lag >= 1 and execution == CONCURRENT)
+    self.lookahead = int(lag >= 1 and execution == method.CONCURRENT)
     self.lagged_copies = lag - self.lookahead
     self._phi = per_example.kl_divergence if regularizer == TRADES else None
     self.terms = ("loss", "adversarial_loss", "adversarial_accuracy",

@@ -15,17 +15,8 @@ SHARED = "shared"
 
 def check_masks(dropout_masks: str) -> bool:
   """Whether passes share their masks; ValueError for an unknown word."""
-  if dropout_masks not in (INDEPENDENT, SHARED):
-    raise ValueError(f"dropout_masks must be {INDEPENDENT!r} or {SHARED!r}, "
-                     f"got {dropout_masks!r}")
+  method.check_choice("dropout_masks", dropout_masks, INDEPENDENT, SHARED)
   return dropout_masks == SHARED
-
-
-def check_delay(delay: int) -> int:
-  """`delay`; ValueError unless it is an integer of at least 0."""
-  if not isinstance(delay, int) or delay < 0:
-    raise ValueError(f"delay must be an integer >= 0, got {delay}")
-  return delay
 
 
 def mask_keys(ctx: method.Context, index: tf.Tensor, shared: bool

@@ -64,7 +64,8 @@ class FreeLb(method.Method):
     self.perturbs = bool(perturbation.radius)
     if not self.perturbs:
       return
-    self.delay = embedded.check_delay(delay)
+    method.check_count("delay", delay)
+    self.delay = delay
     self.terms = ("loss", "perturbed_loss", "perturbation_linf",
                   "perturbation_l2")
     self.passes_per_step = 3.0 * perturbation.steps

@@ -15,6 +15,29 @@ from conadv_tf.layers import network as networks
 from conadv_tf.layers import routing
 from conadv_tf.objectives import per_example
 
+# Orders of attack and update, where weights are stale.
+CONCURRENT = "concurrent"
+SEQUENTIAL = "sequential"
+
+
+def check_count(name: str, value: int) -> None:
+  """Raises ValueError unless it is an integer of at least 0."""
+  if not isinstance(value, int) or value < 0:
+    raise ValueError(f"{name} must be an integer >= 0, got {value}")
+
+
+def check_weight(name: str, value: float) -> None:
+  """Raises ValueError unless it is a number of at least 0."""
+  if not 0 <= value < float("inf"):
+    raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def check_choice(name: str, value: str, *known: str) -> None:
+  """Raises ValueError unless it is one of two words."""
+  if value not in known:
+    raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got "
+                     f"{value!r}")
+
 
 class Batch(NamedTuple):
   """One virtual replica's slice of a batch.

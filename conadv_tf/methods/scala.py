@@ -10,8 +10,6 @@ from conadv_tf.layers import routing
 from conadv_tf.methods import embedded, method, passes
 from conadv_tf.objectives import per_example
 
-CONCURRENT = "concurrent"
-SEQUENTIAL = "sequential"
 OUTPUTS = "outputs"
 LABELS = "labels"
 
@@ -89,7 +87,7 @@ class Scala(method.Method):
   def __init__(self, perturbation: embedding_attacks.Perturbation | None = None,
                *, weight: float = 1.0, target: str = OUTPUTS, delay: int = 0,
                dropout_masks: str = embedded.INDEPENDENT, lag: int = 0,
-               execution: str = CONCURRENT):
+               execution: str = method.CONCURRENT):
     """Makes the method.
 
     Args:
@@ -104,26 +102,22 @@ class Scala(method.Method):
     Raises:
       ValueError: if an option is outside its range.
     """
-    if not 0 <= weight < float("inf"):
-      raise ValueError(f"weight must be at least 0, got {weight}")
-    for name, value, known in (
-        ("target", target, (OUTPUTS, LABELS)),
-        ("execution", execution, (CONCURRENT, SEQUENTIAL))):
-      if value not in known:
-        raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got "
-                         f"{value!r}")
-    if not isinstance(lag, int) or lag < 0:
-      raise ValueError(f"lag must be an integer >= 0, got {lag}")
+    method.check_weight("weight", weight)
+    method.check_choice("target", target, OUTPUTS, LABELS)
+    method.check_choice(
+        "execution", execution, method.CONCURRENT, method.SEQUENTIAL)
+    method.check_count("lag", lag)
     self.perturbation = perturbation or embedding_attacks.Perturbation()
     self.weight, self.target = weight, target
     self._shares_masks = embedded.check_masks(dropout_masks)
     self.perturbs = bool(weight and self.perturbation.radius)
     if not self.perturbs:
       return
-    self.delay = embedded.check_delay(delay)
+    method.check_count("delay", delay)
+    self.delay = delay
     if self.perturbation.steps:  # noise needs no weights
       self.lag = lag
-      self.lookahead = int(lag >= 1 and execution == CONCURRENT)
+      self.lookahead = int(lag >= 1 and execution == method.CONCURRENT)
       self.lagged_copies = lag - self.lookahead
     self.terms = ("loss", "clean_loss", "perturbed_loss", "perturbation_linf",
                   "perturbation_l2")

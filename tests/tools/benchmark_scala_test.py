@@ -7,6 +7,7 @@ import pytest
 
 from tests import commands
 from tools import benchmark_scala_rows as rows_lib
+from tools import figures
 
 
 def test_ratios_are_formed_round_by_round() -> None:
@@ -28,7 +29,7 @@ def test_ratios_are_formed_round_by_round() -> None:
 
 def test_rounds_go_there_and_back() -> None:
   order = []
-  seconds = rows_lib.measure(
+  seconds = figures.interleaved(
       {name: lambda name=name: order.append(name) for name in 'ab'}, 2)
   assert order == list('abbaab')
   assert [len(values) for values in seconds.values()] == [2, 2]
