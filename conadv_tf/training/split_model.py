@@ -7,7 +7,7 @@ import tensorflow as tf
 from conadv_tf.layers import network as networks
 from conadv_tf.layers import routing
 from conadv_tf.objectives import per_example
-from conadv_tf.training import means
+from conadv_tf.training import means, memory_optimizer
 
 
 class SplitModel(tf.keras.Model):
@@ -29,6 +29,7 @@ class SplitModel(tf.keras.Model):
     Raises:
       ValueError: if the model cannot be converted; names the layer.
     """
+    memory_optimizer.disable()
     strategy = (tf.distribute.get_strategy() if tf.distribute.has_strategy()
                 else model.distribute_strategy)
     with strategy.scope():
