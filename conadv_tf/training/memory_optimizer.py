@@ -1,6 +1,7 @@
 """TensorFlow's memory optimizer, which breaks loops of large tensors."""
 
 import tensorflow as tf
+
 # Public calls set Grappler's other options, not this one.
 from tensorflow.python.eager import context as eager_context
 

@@ -1,5 +1,7 @@
 """Loops of large tensors, which TensorFlow's memory optimizer breaks."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,11 +13,11 @@ from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
 
-def _rewriting():
+def _rewriting() -> Any:
   return eager_context.context().config.graph_options.rewrite_options
 
 
-def test_other_options_stay_as_they_are():
+def test_other_options_stay_as_they_are() -> None:
   before = tf.config.optimizer.get_experimental_options()
   tf.config.optimizer.set_experimental_options({'remapping': True})
   try:
@@ -31,7 +33,7 @@ def test_other_options_stay_as_they_are():
 
 
 @pytest.mark.slow
-def test_attack_of_several_steps_on_large_tensors():
+def test_attack_of_several_steps_on_large_tensors() -> None:
   # Without `disable` the second or third update fails.
   random = np.random.default_rng(0)
   ids = random.integers(5, 50, (256, 96))
