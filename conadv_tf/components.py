@@ -114,7 +114,7 @@ METHODS: dict[
         clean_weight=c.method.clean_weight, regularizer=c.method.regularizer,
         trades_weight=c.method.trades_weight,
         trades_start_std=c.method.trades_start_std),
-    "vanilla": lambda c: methods.Vanilla(),
+    "vanilla": lambda c: methods.Vanilla(c.method.augmented_stream),
     "disadv": lambda c: methods.DisAdv(**_adversarial_options(c.method)),
     "conadv": lambda c: _conadv(c.method),
     "smooth_at": lambda c: methods.SmoothAt(

@@ -202,6 +202,8 @@ def _ratio_line(optimizer: config_lib.OptimizerConfig, vectors: int,
 
 def _method_name(config: config_lib.ExperimentConfig) -> str:
   method, said = config.method, [config.method.name]
+  if method.augmented_stream != "off":
+    said.append("augmented images beside clean ones")
   if method.name == "conadv" and method.adversary == "recycled":
     said.append("recycled adversaries")
   elif method.name == "conadv" and method.pairing == "next_batch":
@@ -217,7 +219,7 @@ def _batch_lines(config: config_lib.ExperimentConfig,
   batch, rows = config.data.global_batch_size, derived.replica_batch_size
   group = config.bn.group_size or runtime.num_replicas
   segments = method.segments(rows)
-  mixed = method.attacks and len(segments) == 1
+  mixed = (method.attacks or method.augments) and len(segments) == 1
   images = ", ".join(f"{n * group} {'mixed' if mixed else branch}"
                      for branch, n in segments)
   return [

@@ -33,6 +33,8 @@ def _npz(path: pathlib.Path, **changes: np.ndarray) -> pathlib.Path:
     ('method.lag=two', ['method.lag: expected an integer, got "two"']),
     ('method.lag=-1', ['method.lag: must be 0 or more, got -1']),
     ('attack.radius=-4', ['attack.radius: must be 0 or more, got -4.0']),
+    ('method.name=vanilla,method.augmented_stream=split',
+     ['data.augment: none makes no augmented stream', 'set autoaugment']),
     ('data.global_batch_size=10,runtime.micro_batches=4',
      ['data.global_batch_size: 10 does not divide', 'is 12']),
     ('method.name=conad', ['method.name=conad: unknown', 'mean conadv?']),

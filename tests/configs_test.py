@@ -199,7 +199,8 @@ def _run_two_updates(files: list[str], pairs: str, folder: pathlib.Path,
       f'data: synthetic, 16 training and 4 validation images {size}x{size}x3, '
       '3 classes')
   assert re.match(
-      f'method: {small.method.name}(, recycled adversaries)?'
+      f'method: {small.method.name}(, augmented images beside clean ones)?'
+      '(, recycled adversaries)?'
       '(, attacking every [0-9]+ batches)?, lag [0-9]; ', described[2])
   assert (results['step'], results['epoch']) == (2, 1.0)
   assert results['validation/examples'] == 4

@@ -132,6 +132,22 @@ def test_work_and_batch_statistics_and_exclusions() -> None:
         f'{106 * branches + 1} of {106 * branches + 55} tensors')
 
 
+@pytest.mark.parametrize('stream, images, branches', [
+    ('shared', '128 mixed', 1), ('split', '64 clean, 64 augmented', 2)])
+def test_a_stream_of_augmented_images(
+    stream: str, images: str, branches: int) -> None:
+  lines = _describe('autoaugment', pairs=f'method.augmented_stream={stream}')
+  assert lines['method'] == (
+      'vanilla, augmented images beside clean ones, lag 0; forward passes F a '
+      'step: 6 in all, 2 in a row (vanilla: 3 and 2)')
+  assert lines['batch statistics'] == (
+      f'over {images} images, 1 replica(s) together')
+  assert lines['lars'].startswith(
+      f'{106 * branches + 1} of {106 * branches + 55} tensors')
+  assert lines['updates'] == _describe('autoaugment')['updates']
+  assert 'held' not in lines
+
+
 def test_memory() -> None:
   lines = _describe('conadv')
   pixels = 32768 * 224 * 224 * 3

@@ -14,6 +14,7 @@ from official.modeling.hyperparams import base_config
 
 from conadv_tf.config import (
   attack_rules,
+  augmentation_rules,
   compression_rules,
   dat_rules,
   growth_rules,
@@ -49,7 +50,8 @@ def validate(config: ExperimentConfig) -> None:
     for number in value if isinstance(value, list) else [value]:
       if number is not None and not is_legal(number):
         raise InputError(f'{key}: must be {text}, got {show(number)}')
-  _check_augmentation(config)
+  text_rules.check(config)
+  augmentation_rules.check(config)
   _check_replicas(config.runtime)
   _check_placement(config)
   _check_training_pass(config)
@@ -63,7 +65,6 @@ def validate(config: ExperimentConfig) -> None:
   unlabelled_rules.check(config)
   smoothing_rules.check(config)
   perturbation_rules.check(config)
-  text_rules.check(config)
   attack_rules.check(config.attack)
   clipping = [key for key in ('clipnorm', 'clipvalue', 'global_clipnorm')
               if leaves[f'optimizer.{key}'] is not None]
@@ -82,19 +83,6 @@ def check_outputs(config: ExperimentConfig, outputs: str) -> None:
   """
   dat_rules.check_outputs(config, outputs)
   perturbation_rules.check_outputs(config, outputs)
-
-
-def _check_augmentation(config: ExperimentConfig) -> None:
-  data, method = config.data, config.method
-  if data.preprocessing == 'imagenet' and data.augment == 'crop_flip':
-    raise InputError(
-        'data.augment: crop_flip is part of data.preprocessing=imagenet; set '
-        'data.augment=none')
-  if (method.bn_branches == 3 and method.name != 'vanilla'
-      and data.augment not in ('autoaugment', 'randaugment')):
-    raise InputError(
-        f'data.augment: {data.augment} makes no augmented stream, which '
-        'method.bn_branches=3 trains on; set autoaugment or randaugment')
 
 
 def _check_replicas(runtime: RuntimeConfig) -> None:

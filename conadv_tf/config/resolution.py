@@ -145,6 +145,7 @@ def unused_keys(config: ExperimentConfig) -> list[str]:
   if method.name == 'vanilla':
     ignored |= {key for key in default if key.startswith('attack.')}
     ignored |= _method_keys(default) | _GAMMA
+    ignored -= {'method.augmented_stream'}
     if config.evaluation.attacks:
       ignored -= {'attack.radius'}  # the default radius of robust accuracy
   elif method.name == 'disadv':

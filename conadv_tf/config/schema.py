@@ -106,7 +106,8 @@ class MethodConfig(base_config.Config):
   the batch grows, and the epoch from which it is 0 (null: never). The four
   from `clean_weight` on are of `name: dat`; `trades_start_std` is in 1/255.
   `sigma` (a share of the pixel range, not in 1/255) and `noise_copies` are the
-  noise of `name: smooth_at`.
+  noise of `name: smooth_at`. `augmented_stream` is of `name: vanilla`: trains
+  on augmented images beside the clean ones, not in their place.
   """
   name: str = 'conadv'
   lag: int = 1
@@ -128,6 +129,7 @@ class MethodConfig(base_config.Config):
   trades_start_std: float = 0.255
   sigma: float = 0.25
   noise_copies: int = 2
+  augmented_stream: Literal['off', 'shared', 'split'] = 'off'
 
 
 @dataclasses.dataclass

@@ -21,6 +21,8 @@ def check(config: ExperimentConfig) -> None:
   data, evaluation = config.data, config.evaluation
   for key, value, off, reason in (
       ('data.augment', data.augment, 'none', 'changes pixels'),
+      ('method.augmented_stream', config.method.augmented_stream, 'off',
+       'is a second view of pixels'),
       ('data.mixup', data.mixup, 0.0, 'mixes pixels'),
       ('data.cutmix', data.cutmix, 0.0, 'mixes pixels'),
       ('data.image_size', data.image_size, None,

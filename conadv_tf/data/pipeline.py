@@ -227,8 +227,9 @@ def _check_streams(source: Source, augment: str, streams: int) -> None:
         'already; set data.augment=none.')
   if streams == 2 and augment not in augmentation.POLICIES:
     raise InputError(
-        f'data.augment={augment}: method.bn_branches=3 trains on an augmented '
-        f'stream; set it to one of {", ".join(augmentation.POLICIES)}.')
+        f'data.augment={augment}: method.bn_branches=3 and '
+        'method.augmented_stream train on an augmented stream; set it to one '
+        f'of {", ".join(augmentation.POLICIES)}.')
 
 
 def _rows(total: int, shard: Shard, what: str) -> int:

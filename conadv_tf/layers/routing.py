@@ -20,13 +20,15 @@ Segments = tuple[tuple[str, int], ...]
 CLEAN = "clean"
 AUGMENTED = "augmented"
 ADVERSARIAL = "adversarial"
-# All branches a network can have, by `method.bn_branches`. The position is
-# part of the dropout key, so it must not change.
+# Branches of a network by `method.bn_branches`.
 BRANCHES = {
     1: (CLEAN,),
     2: (CLEAN, ADVERSARIAL),
     3: (CLEAN, AUGMENTED, ADVERSARIAL),
 }
+# Without an adversarial one.
+NATURAL_BRANCHES = (CLEAN, AUGMENTED)
+# Part of the dropout key, so it must not change.
 _BRANCH_IDS = {CLEAN: 0, ADVERSARIAL: 1, AUGMENTED: 2}
 
 

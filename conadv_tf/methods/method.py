@@ -33,9 +33,9 @@ def check_weight(name: str, value: float) -> None:
 
 
 def check_choice(name: str, value: str, *known: str) -> None:
-  """Raises ValueError unless it is one of two words."""
+  """Raises ValueError unless it is one of these words."""
   if value not in known:
-    raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got "
+    raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got "
                      f"{value!r}")
 
 

@@ -35,9 +35,9 @@ def check(spec: Any, augments: bool) -> None:
                      f"tensors, got {spec}")
   if augments and not views:
     raise ValueError(
-        "bn_branches=3 trains on two views of every example: dataset elements "
-        'must be ({"image": ..., "augmented": ...}, y) or the same with a '
-        "weight")
+        "bn_branches=3 and augmented_stream train on two views of every "
+        'example: dataset elements must be ({"image": ..., "augmented": ...}, '
+        "y) or the same with a weight")
 
 
 def batch(element: Any, spec: Any) -> methods.Batch:

@@ -39,8 +39,11 @@ def load(trainer: trainers.Trainer, path: str,
     InputError: if there is nothing of the kind, or a weight does not fit; no
       weight was changed.
   """
+  layouts = tuple(routing.BRANCHES.values())
   if os.path.exists(os.path.join(path, "params.yaml")):
-    values = _of_run(path)
+    values, augments = _of_run(path)
+    if augments:
+      layouts = (routing.NATURAL_BRANCHES,)
   elif os.path.exists(os.path.join(path, "saved_model.pb")):
     values = _of_saved_model(path)
   elif os.path.isfile(path):
@@ -52,20 +55,22 @@ def load(trainer: trainers.Trainer, path: str,
         f"model.initial_weights: {path} is no run's directory, no .keras or "
         ".h5 file and no SavedModel, and holds no encoder; name one of these")
   trainer.network.assign(
-      _by_branch(trainer.network, values, path, replace_head))
+      _by_branch(trainer.network, values, path, replace_head, layouts))
   averaging.restart(trainer)
 
 
-def _of_run(path: str) -> list[np.ndarray]:
+def _of_run(path: str) -> tuple[list[np.ndarray], bool]:
+  """Values, and whether a second branch is that of augmented images."""
   directory = run_directory.RunDirectory(path)
-  source = stopping.result_checkpoint(
-      directory, directory.saved_config().evaluation)
+  saved = directory.saved_config()
+  source = stopping.result_checkpoint(directory, saved.evaluation)
   if source is None:
     raise config_lib.InputError(
         f"model.initial_weights: the run in {path} holds no checkpoint yet")
   state = checkpoint.averaged(source.state)
   names = sorted(name for name in state if name.startswith("network/"))
-  return [state[name] for name in names]
+  return ([state[name] for name in names],
+          saved.method.augmented_stream == "split")
 
 
 def _of_saved_model(path: str) -> list[np.ndarray]:
@@ -118,15 +123,17 @@ def head(model: tf.keras.Model) -> list[tf.Variable]:
 
 
 def _by_branch(network: networks.Network, values: list[np.ndarray],
-               path: str, replace_head: bool) -> list[np.ndarray]:
+               path: str, replace_head: bool,
+               layouts: tuple[tuple[str, ...], ...]) -> list[np.ndarray]:
   """Values for `network.variables`.
 
   Args:
     network: to be loaded into.
-    values: of a network of this model with any number of branches, in the
-      order of its `variables`; of a plain model with none but the clean one.
+    values: of a network of this model with any of the layouts, in the order
+      of its `variables`; of a plain model with none but the clean branch.
     path: where they come from.
     replace_head: whether the head's are the network's present ones.
+    layouts: branches that the values may be of; their number decides.
   """
   kept = {id(v) for v in head(network.model)} if replace_head else set()
   own = len(network.model.variables)
@@ -139,7 +146,7 @@ def _by_branch(network: networks.Network, values: list[np.ndarray],
             for v in (layer[routing.CLEAN].trainable()
                       + layer[routing.CLEAN].moving())]
 
-  for branches in routing.BRANCHES.values():
+  for branches in layouts:
     if len(values) == own + len(extra(branches)):
       break
   else:

@@ -144,7 +144,9 @@ def test_differences() -> None:
     ('method.lag=2,attack.radius=1', []),
     ('method.name=vanilla,method.lag=2,attack.radius=1',
      ['method.lag', 'attack.radius']),
-    ('method.name=vanilla', []),
+    ('method.name=vanilla,method.augmented_stream=split,'
+     'data.augment=autoaugment', []),
+    ('method.name=vanilla,method.augmented_stream=off', []),
     ('method.name=disadv,method.lag=2,attack.radius=1', ['method.lag']),
     ('method.name=dat,method.lag=2,method.clean_weight=1', []),
     ('method.name=dat,method.lag=0,method.execution=sequential,'

@@ -34,6 +34,8 @@ METHODS: dict[str, Callable[[], methods_base.Method]] = {
     'recycled lag 0': lambda: methods.Recycled(lag=0),
     'scala': lambda: methods.Scala(VISIBLE, lag=1),
     'smooth at': lambda: methods.SmoothAt(noise_copies=3),
+    'vanilla shared': lambda: methods.Vanilla('shared'),
+    'vanilla split': lambda: methods.Vanilla('split'),
     'recycled shared': lambda: methods.Recycled(lag=0, bn_branches=1),
 }
 # What a method needs in place of the one signed step.

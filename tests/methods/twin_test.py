@@ -53,7 +53,8 @@ def _twin(model: tf.keras.Model, normalise: bool, augments: bool,
   moving = {}
   if normalise:
     shared = options.get('shared') or options.get('lag') is None
-    for branch in ['clean'] + ['augmented'] * augments + [
+    for branch in ['clean'] + ['augmented'] * (
+        augments and not options.get('shared')) + [
         'adversarial'] * (not shared):
       weights[f'gamma_{branch}'], weights[f'beta_{branch}'] = values[2:4]
       moving[f'mean_{branch}'], moving[f'variance_{branch}'] = values[4:6]
@@ -154,6 +155,14 @@ def test_three_streams(lag: int, options: dict[str, float]) -> None:
   _compare(methods.ConAdv(lag=lag, bn_branches=3, **options), 'lars', True,
            lag=lag, fraction=options.get('adversarial_fraction', 1.0),
            adversarial_weight=options.get('adversarial_weight', 1 / 3))
+
+
+@pytest.mark.parametrize('stream, training_pass', [
+    ('shared', 'joined'), ('split', 'joined'), ('split', 'separate')])
+def test_plain_training_on_two_views(stream: str, training_pass: str) -> None:
+  _compare(methods.Vanilla(stream), 'lars', True, lag=None,
+           shared=stream == 'shared', kind=reference.TwoViewsTwin,
+           training_pass=training_pass)
 
 
 _NEXT_BATCH = [

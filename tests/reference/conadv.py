@@ -187,6 +187,22 @@ class Twin:
 
 
 @dataclasses.dataclass
+class TwoViewsTwin(Twin):
+  """Plain training on clean and augmented rows, half of the loss each."""
+
+  def step(self, x: np.ndarray, labels: np.ndarray,
+           augmented: np.ndarray | None = None) -> None:
+    """Update t on both views of batch t."""
+    rows = len(x)
+    changes, _, statistics = gradients(
+        self.weights, np.concatenate([x, augmented]), np.tile(labels, 2),
+        np.full(2 * rows, 1 / (2 * rows)),
+        [(CLEAN, 2 * rows)] if self.shared
+        else [(CLEAN, rows), (AUGMENTED, rows)], self.normalise)
+    self._apply(changes, statistics)
+
+
+@dataclasses.dataclass
 class NextBatchTwin(Twin):
   """Trains on the clean batch t and the adversary of batch t - 1.
 

@@ -16,7 +16,7 @@ from tests.methods import running
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 2', 'dat', 'recycled lag 0',
          'smooth at', 'scala', 'freelb', 'conadv lag 3', 'conadv 3 streams',
          'conadv next batch', 'conadv every 3', 'dat paper', 'dat trades',
-         'recycled shared')
+         'recycled shared', 'vanilla shared', 'vanilla split')
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
@@ -140,8 +140,8 @@ def test_statistics_take_one_step_an_update(
   kept = 0.8**5
   (layer,) = trainer.network.layer_variables
   # Shared statistics are the mean of these and of those of adversarial rows,
-  # a radius of 16/255 around; a NumPy twin has them exactly.
-  shared = name == 'recycled shared' or name.startswith('dat')
+  # a radius of 16/255 around, or mirrored; a NumPy twin has them exactly.
+  shared = 'shared' in name or name.startswith('dat')
   np.testing.assert_allclose(
       layer['clean'].moving_mean, (1 - kept) * slices.mean((0, 1)),
       atol=8 / 255 * (1 - kept) if shared else 1e-6)

@@ -132,6 +132,7 @@ _BITS = compression.Compression(
     8, bucket=16, sides=2, per='virtual_replica', error_feedback=True)
 _CASES = {
     'vanilla': _Case(dict(name='vanilla'), several=True),
+    'vanilla, 2 streams': _Case(dict(name='vanilla', augmented_stream='split')),
     'disadv, every option': _Case(
         dict(name='disadv', bn_branches=1, adversarial_fraction=0.5), _PGD,
         dict(bn_group_size=2), dict(name='adamw', ema_momentum=0.99)),
