@@ -87,6 +87,23 @@ def test_branches_of_a_run(
   assert not np.array_equal(clean[0], adversarial[0])
 
 
+@pytest.mark.slow
+def test_a_branch_of_augmented_images_is_no_adversarial_one(
+    tmp_path: pathlib.Path) -> None:
+  split = ('method.name=vanilla,method.augmented_stream=split,'
+           'data.augment=randaugment')
+  runs.run(tiny.load(split, 'schedule.epochs=1'), str(tmp_path), quiet=True)
+  restored = saved_runs.restore(str(tmp_path))[0].trainer.network
+  same, other = (_build(pairs).trainer for pairs in (split, ''))
+  for trainer in (same, other):
+    warm_start.load(trainer, str(tmp_path))
+  clean, augmented = (
+      _branch(restored, name) for name in ('clean', 'augmented'))
+  assert not np.array_equal(clean[0], augmented[0])
+  _assert_equal(_branch(same.network, 'augmented'), augmented)
+  _assert_equal(_branch(other.network, 'adversarial'), clean)
+
+
 def test_a_branch_that_the_run_lacks_starts_from_the_clean_one(
     tmp_path: pathlib.Path) -> None:
   vanilla = 'method.name=vanilla,schedule.epochs=1'
