@@ -41,8 +41,8 @@ def working_directory(
 
 
 @pytest.mark.parametrize("name, norms", [
-    ("small", 2), ("from_keras_cv", 13), pytest.param(
-        "from_model_garden", 13, marks=pytest.mark.slow)])
+    ("small", 2), *(pytest.param(name, 13, marks=pytest.mark.slow)
+                    for name in ("from_keras_cv", "from_model_garden"))])
 def test_a_model_is_trained_evaluated_and_exported(
     name: str, norms: int, working_directory: pathlib.Path) -> None:
   model = user.builder(f"my_models:{name}")((32, 32, 3), 3)

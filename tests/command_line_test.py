@@ -174,19 +174,26 @@ def _python(*arguments: str) -> commands.Finished:
   return commands.Finished(done.returncode, done.stdout, done.stderr)
 
 
-def test_processes_of_their_own(tmp_path: pathlib.Path) -> None:
-  """What the other tests do in forked children, in real processes."""
+@pytest.mark.parametrize('pairs, part', [
+    ('data.name=npz,data.path=x', 'data.path=x: no such'),
+    pytest.param('method.lagg=1', 'method.lagg: unknown key',
+                 marks=pytest.mark.slow)])
+def test_a_process_of_its_own(tmp_path: pathlib.Path, pairs: str,
+                              part: str) -> None:
+  """What the other tests do in forked children, in a real process."""
   run = tmp_path / 'run'
-  for pairs, part in (('method.lagg=1', 'method.lagg: unknown key'),
-                      ('data.name=npz,data.path=x', 'data.path=x: no such')):
-    refused = _python('-m', _TRAIN, _TINY, f'--params_override={pairs}',
-                      f'--model_dir={run}')
-    assert part in refused.refusal()
-    assert refused.err.count('\n') == 1 and refused.out == ''
+  refused = _python('-m', _TRAIN, _TINY, f'--params_override={pairs}',
+                    f'--model_dir={run}')
+  assert part in refused.refusal()
+  assert refused.err.count('\n') == 1 and refused.out == ''
+  assert not run.exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_in_a_process_of_its_own(tmp_path: pathlib.Path) -> None:
   (tmp_path / 'file').write_text('')
   refused = _python('-m', 'conadv_tf.evaluate', f'--model_dir={tmp_path}')
   assert 'is not empty and holds no params.yaml' in refused.refusal()
-  assert not run.exists()
 
 
 def test_an_unbroken_run_a_finished_one_and_a_quiet_one(

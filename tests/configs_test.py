@@ -55,6 +55,8 @@ _TAMED = ('configs/imagenet/', _RECIPES_OF, _DAT)
 _TAME = ',schedule.peak_lr=0.01,schedule.end_lr=0.0001'
 _LARGE_MODELS = ('EfficientNetB0', 'ResNet50', 'alexnet', 'preact_resnet18',
                  'resnet50', 'squeezenext23', 'wrn_16_4')
+# What is quick to train and slow to trace.
+_SLOW_MODELS = ('resnet18', 'resnet18_cifar', 'resnet20')
 # Over 111 batch normalisations in a row the errors of moving statistics of two
 # updates multiply to validation losses of 1e20 and more.
 _UNSETTLED = ('squeezenext23',)
@@ -101,7 +103,7 @@ def _two_updates() -> list[object]:
     is_large = name in _LARGE_MODELS
     again = is_large or path in _OVERLAYS or path.startswith(
         (_RECIPES_OF, _DAT))
-    slow = (is_large or name in seen or name == 'resnet18') and path not in (
+    slow = (is_large or name in seen or name in _SLOW_MODELS) and path not in (
         f'{_RECIPES_OF}c1/absa.yaml', f'{_RECIPES_OF}c1/gg.yaml')
     parameters.append(pytest.param(
         path, again and name in seen, marks=[pytest.mark.slow] * slow))
@@ -177,7 +179,8 @@ def test_names_are_known_and_every_key_is_used(path: str) -> None:
 
 
 @pytest.mark.parametrize('path', [
-    path for path in _PATHS if path.startswith('configs/imagenet/')])
+    pytest.param(path, marks=[pytest.mark.slow] * ('efficientnet' in path))
+    for path in _PATHS if path.startswith('configs/imagenet/')])
 def test_is_described_without_its_data(path: str) -> None:
   loaded = _load(path)
   lines = description.describe_config(loaded).splitlines()

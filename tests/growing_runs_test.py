@@ -118,7 +118,8 @@ def test_growth_is_written_where_it_takes_effect(
 
 
 @pytest.mark.parametrize('step', [
-    10, 14, pytest.param(3, marks=pytest.mark.slow),
+    10, pytest.param(14, marks=pytest.mark.slow),
+    pytest.param(3, marks=pytest.mark.slow),
     pytest.param(5, marks=pytest.mark.slow),
     pytest.param(16, marks=pytest.mark.slow),
     pytest.param(28, marks=pytest.mark.slow)])

@@ -57,7 +57,7 @@ def test_a_subset_is_the_same_for_all(plain: experiment.Experiment) -> None:
 
 
 @pytest.mark.parametrize("model, library", [
-    ("plain", True), ("masked", True),
+    ("masked", True), pytest.param("plain", True, marks=pytest.mark.slow),
     pytest.param("plain", False, marks=pytest.mark.slow),
     pytest.param("masked", False, marks=pytest.mark.slow)])
 def test_masked_gradients_are_noticed(

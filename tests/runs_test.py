@@ -177,8 +177,10 @@ def test_all_checkpoints_damaged(copied: pathlib.Path) -> None:
 @pytest.mark.parametrize('change, message', [
     ('checkpoint.every_epochs=2,checkpoint.keep=2,evaluation.every_epochs=2,'
      'evaluation.train_examples=0,runtime.steps_per_execution=2', ''),
-    ('runtime.strategy=mirrored,runtime.num_replicas=2',
-     'runtime.micro_batches is 1, so that the 2 virtual replicas'),
+    pytest.param(
+        'runtime.strategy=mirrored,runtime.num_replicas=2',
+        'runtime.micro_batches is 1, so that the 2 virtual replicas',
+        marks=pytest.mark.slow),
 ])
 def test_other_hardware_and_other_intervals(
     finished: pathlib.Path, copied: pathlib.Path,

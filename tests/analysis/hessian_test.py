@@ -181,7 +181,8 @@ def test_a_relu_network_with_training_s_own_function() -> None:
       values[np.argmax(np.abs(values))], rel=0.01)
 
 
-@pytest.mark.parametrize("last_layers, size", [(1, 12), (2, 120), (3, 128)])
+@pytest.mark.parametrize("last_layers, size", [
+    (1, 12), (3, 128), pytest.param(2, 120, marks=pytest.mark.slow)])
 def test_blocks_are_sub_matrices(last_layers: int, size: int) -> None:
   made, product = estimate(smooth(), last_layers=last_layers)
   assert made.size == size
@@ -204,7 +205,8 @@ def test_blocks_propagate_no_further_back() -> None:
   assert len(convolutions(0)) > len(convolutions(2)) > 2
 
 
-@pytest.mark.parametrize("rows", [1, 3, 5, 100])
+@pytest.mark.parametrize("rows", [
+    5, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 3, 100))])
 def test_micro_batches_change_nothing(rows: int) -> None:
   vector = np.random.default_rng(0).normal(size=204)
   _, whole = estimate(smooth())
@@ -226,6 +228,7 @@ def test_weights_count_examples() -> None:
     made.product_on(images, labels, 0 * weight)
 
 
+@pytest.mark.slow
 def test_two_replicas_give_the_same_numbers(
     mirrored: tf.distribute.Strategy) -> None:
   vector = np.random.default_rng(0).normal(size=204)
@@ -256,8 +259,9 @@ def test_nothing_moves_and_one_trace_serves_other_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype, error", [
-    ("mixed_bfloat16", 0.05), ("mixed_float16", 0.01), ("float64", 1e-5),
-    ("float16", 0.01)])
+    ("mixed_bfloat16", 0.05), ("float64", 1e-5),
+    *(pytest.param(dtype, 0.01, marks=pytest.mark.slow)
+      for dtype in ("mixed_float16", "float16"))])
 def test_other_precisions(dtype: str, error: float) -> None:
   model = smooth(dtype=dtype)
   model.set_weights(smooth().get_weights())
@@ -270,8 +274,9 @@ def test_other_precisions(dtype: str, error: float) -> None:
 
 
 @pytest.mark.parametrize("make", [
-    small_models.nested, small_models.custom, small_models.shared,
-    small_models.frozen_backbone, small_models.frozen_inside])
+    small_models.custom, small_models.shared, small_models.frozen_backbone,
+    *(pytest.param(make, marks=pytest.mark.slow)
+      for make in (small_models.nested, small_models.frozen_inside))])
 def test_any_model(make: Callable[[], keras.Model]) -> None:
   """Only trainable weights count, wherever layers hide; H is symmetric."""
   model = small_models.randomise(make())

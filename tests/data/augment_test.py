@@ -142,7 +142,8 @@ def test_policies_are_sane(name: str) -> None:
 
 
 @pytest.mark.parametrize('name, size', [
-    ('autoaugment', 32), ('autoaugment', 80), ('randaugment', 32)])
+    ('autoaugment', 32), ('randaugment', 32),
+    pytest.param('autoaugment', 80, marks=pytest.mark.slow)])
 def test_no_stateful_draw_is_left(name: str, size: int) -> None:
   graph = _library(name, size, 3).graph.as_graph_def()
   operations = {node.op for node in graph.node} | {

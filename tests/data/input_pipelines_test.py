@@ -160,7 +160,8 @@ def test_a_pipeline_decodes_and_reports_only_its_own_rows(
                 ) == list(BAD)
 
 
-@pytest.mark.parametrize('kind', ['records', 'indexed', 'decoded'])
+@pytest.mark.parametrize('kind', [
+    'records', 'decoded', pytest.param('indexed', marks=pytest.mark.slow)])
 def test_evaluation_rows_stand_where_one_pipeline_has_them(
     folder: pathlib.Path, kind: str) -> None:
   data = _of_kind(kind, folder)

@@ -95,7 +95,8 @@ def test_without_determinism_it_is_still_every_example_once(
   assert sorted(seen[:21]) == sorted(seen[21:]) == sorted(names)
 
 
-@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('count', [
+    2, pytest.param(4, marks=pytest.mark.slow)])
 def test_each_stream_has_files_and_rows_of_its_own(
     tmp_path: pathlib.Path, count: int) -> None:
   record_files.numbered(tmp_path, 'train', COUNTS)
@@ -118,7 +119,7 @@ def test_each_stream_has_files_and_rows_of_its_own(
 # Batches of 12 are cut differently, into micro batches too; some pipelines
 # need parts of two streams.
 @pytest.mark.parametrize('input_shards', [
-    1, 2, pytest.param(4, marks=pytest.mark.slow)])
+    2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 4))])
 def test_any_pipelines_and_micro_batches_see_the_same(
     tmp_path: pathlib.Path, input_shards: int) -> None:
   record_files.numbered(tmp_path, 'train', COUNTS)

@@ -46,6 +46,7 @@ def _assert_same(found: dict[str, Any], one_device: dict[str, Any]) -> None:
           value, abs=1e-5), (case, figure)
 
 
+@pytest.mark.slow
 def test_two_workers(tmp_path: pathlib.Path) -> None:
   cases = ["deterministic"]  # ConAdv with a lagged copy
   found = results(tmp_path, "two", "multi_worker_mirrored", 2, 2, cases)

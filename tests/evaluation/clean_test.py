@@ -69,7 +69,8 @@ def assert_same(found: dict[str, float], expected: dict[str, float]) -> None:
     assert found[name] == expected[name]  # exactly: a ratio of counts
 
 
-@pytest.mark.parametrize("count", [1, 7, 10])
+@pytest.mark.parametrize("count", [
+    1, 7, pytest.param(10, marks=pytest.mark.slow)])
 def test_every_batch_size_gives_the_numbers_made_by_hand(count: int) -> None:
   data = examples(count)
   evaluator = clean.Evaluator(pixels_as_logits(), LOSS)

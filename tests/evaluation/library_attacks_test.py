@@ -37,8 +37,10 @@ def figures(built: experiment.Experiment, *arguments: object
       pipeline.evaluation_dataset(built.splits.validation, 25))
 
 
-@pytest.mark.parametrize("name", ["apgd20", "apgd-dlr20"])
-@pytest.mark.parametrize("radius", [6, 14])
+@pytest.mark.parametrize("name, radius", [
+    ("apgd20", 6), ("apgd-dlr20", 14),
+    *(pytest.param(name, radius, marks=pytest.mark.slow)
+      for name, radius in (("apgd20", 14), ("apgd-dlr20", 6)))])
 def test_a_gradient_attack_is_exact(
     built: experiment.Experiment, name: str, radius: int) -> None:
   expected = linear.exact(radius).mean()

@@ -88,9 +88,11 @@ def all_greys() -> source.ArraySource:
   return source.ArraySource(images, np.repeat([1, 0], 128), num_classes=2)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd2", "pgd7"])
-@pytest.mark.parametrize("branch, middle", [
-    ("clean", 127.5), ("adversarial", 147.5)])
+@pytest.mark.parametrize("name, branch, middle", [
+    ("fgsm", "clean", 127.5), ("pgd7", "adversarial", 147.5),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("pgd2", "clean", 127.5), ("pgd7", "clean", 127.5),
+        ("fgsm", "adversarial", 147.5), ("pgd2", "adversarial", 147.5)))])
 def test_accuracy_of_a_threshold(name: str, branch: str, middle: float) -> None:
   # The attack moves each grey by the radius r = 10 against its label: greys
   # below 128 (class 1) are right if x + r < middle, others if x - r > middle.

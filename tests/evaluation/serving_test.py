@@ -60,7 +60,7 @@ def small_classifier(activation: str | None = None) -> tf.keras.Model:
 
 
 @pytest.mark.parametrize("channels, branch", [
-    (1, "clean"), (3, "adversarial")])
+    (3, "adversarial"), pytest.param(1, "clean", marks=pytest.mark.slow)])
 def test_serves_what_was_evaluated(
     tmp_path: pathlib.Path, channels: int, branch: str) -> None:
   network = trained(channels)

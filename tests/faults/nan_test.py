@@ -77,7 +77,9 @@ def _assert_left_out(method: type, **options: Any) -> None:
 
 @pytest.mark.parametrize('method, options', [
     (methods.Vanilla, {}),
-    (methods.DisAdv, {'optimizer': lambda: lars.Lars(2.0, momentum=0.9)}),
+    pytest.param(
+        methods.DisAdv, {'optimizer': lambda: lars.Lars(2.0, momentum=0.9)},
+        marks=pytest.mark.slow),
     pytest.param(methods.DisAdv, {'jit_compile': True},
                  marks=pytest.mark.slow),
 ])

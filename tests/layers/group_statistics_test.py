@@ -46,8 +46,8 @@ def test_a_group_of_all_equals_one_big_batch(
       alone) == 0
 
 
-@pytest.mark.parametrize('group_size', [
-    0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('group_size', [0, 2])
 def test_only_the_training_pass_talks_to_other_replicas(
     group_size: int, mirrored: tf.distribute.Strategy) -> None:
   trainer = running.train(

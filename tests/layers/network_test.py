@@ -110,8 +110,9 @@ def test_a_clean_training_pass_gives_what_keras_gives(name: str) -> None:
 # Keras's own .keras files lose sublayers in lists of custom layers.
 @pytest.mark.parametrize('name, form', [
     ('plain', 'model.keras'), ('nested', 'model.keras'),
-    ('plain', 'saved_model'), ('nested', 'saved_model'),
-    ('custom', 'saved_model'), ('subclassed', 'saved_model')])
+    ('nested', 'saved_model'), ('custom', 'saved_model'),
+    *(pytest.param(name, 'saved_model', marks=pytest.mark.slow)
+      for name in ('plain', 'subclassed'))])
 def test_a_merged_model_survives_saving(
     name: str, form: str, tmp_path: pathlib.Path) -> None:
   model, net = _converted(name)

@@ -81,7 +81,10 @@ def test_noise_is_off_outside_training(layer: tf.keras.layers.Layer) -> None:
   assert (_train(net, x, _key(0)) != x).mean() > .25
 
 
-@pytest.mark.parametrize('layer', _ALL, ids=lambda l: type(l).__name__)
+@pytest.mark.parametrize('layer', [
+    pytest.param(layer, id=type(layer).__name__, marks=[pytest.mark.slow] * (
+        type(layer) in (layers.GaussianDropout, layers.AlphaDropout)))
+    for layer in _ALL])
 def test_masks_are_functions_of_the_key(layer: tf.keras.layers.Layer) -> None:
   x = np.random.default_rng(0).random((4, 50, 40), np.float32)
   net, other = _network(layer), _network(layer)

@@ -18,8 +18,10 @@ ConAdv = methods.ConAdv
 _RECYCLED_ATTACK = gradient.Pgd(radius=16, branch='clean', random_start=0.0)
 
 
-@pytest.mark.parametrize('direction', ['sign', 'raw', 'l2'])
-@pytest.mark.parametrize('lag', [0, 1])
+@pytest.mark.parametrize('lag, direction', [
+    (0, 'sign'), (1, 'l2'),
+    *(pytest.param(lag, direction, marks=pytest.mark.slow)
+      for lag, direction in ((0, 'raw'), (0, 'l2'), (1, 'sign'), (1, 'raw')))])
 def test_recycled_is_the_attack_through_the_clean_branch(
     lag: int, direction: str) -> None:
   fresh = (ConAdv(pairing='next_batch') if lag else methods.DisAdv())
@@ -85,7 +87,8 @@ def test_recycled_with_a_random_start_steps_from_noise() -> None:
       16 * (7 / 16 * seen + unseen / 3)**0.5, rel=0.05)
 
 
-@pytest.mark.parametrize('lag', [0, 1])
+@pytest.mark.parametrize('lag', [
+    1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_loss_scale_that_overflows_makes_no_adversary(lag: int) -> None:
   tf.keras.mixed_precision.set_global_policy('mixed_float16')
   trainer = running.make(
@@ -151,7 +154,9 @@ def test_the_cost_of_recycled() -> None:
 # ---- One joined training pass, or separate ones.
 
 
-@pytest.mark.parametrize('name', ['disadv', 'conadv 3 streams', 'recycled'])
+@pytest.mark.parametrize('name', [
+    'conadv 3 streams', 'recycled',
+    pytest.param('disadv', marks=pytest.mark.slow)])
 def test_separate_passes_change_nothing_but_rounding(name: str) -> None:
   # With dropout, and with losses of the model's own.
   def model() -> tf.keras.Model:
@@ -173,8 +178,10 @@ def test_separate_passes_change_nothing_but_rounding(name: str) -> None:
 
 
 @pytest.mark.parametrize('method, usual', [
-    (methods.DisAdv(), 'separate'), (ConAdv(lag=0), 'separate'),
-    (ConAdv(), 'joined'), (ConAdv(execution='sequential'), 'joined'),
+    (methods.DisAdv(), 'separate'), (ConAdv(), 'joined'),
+    pytest.param(ConAdv(lag=0), 'separate', marks=pytest.mark.slow),
+    pytest.param(ConAdv(execution='sequential'), 'joined',
+                 marks=pytest.mark.slow),
     (methods.Recycled(), 'separate')])
 def test_the_usual_training_pass(method: Any, usual: str) -> None:
   def chosen(**options: Any) -> str:

@@ -106,10 +106,10 @@ def test_lambda_1_is_disadv_with_shared_statistics_times_2() -> None:
   assert running.distance(trainer, disadv) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lag, options', [
-    (1, {}), pytest.param(2, dict(clean_weight=1.0), marks=pytest.mark.slow),
-    pytest.param(2, dict(clean_weight=1.0, regularizer='trades'),
-                 marks=pytest.mark.slow)])
+    (1, {}), (2, dict(clean_weight=1.0)),
+    (2, dict(clean_weight=1.0, regularizer='trades'))])
 def test_concurrent_and_sequential_execution_agree(
     lag: int, options: dict[str, Any]) -> None:
   concurrent, sequential = (
@@ -248,6 +248,7 @@ def test_trades_has_no_target() -> None:
 # ---- Theory.
 
 
+@pytest.mark.slow
 def test_the_gradient_s_variance_falls_as_1_over_m_b() -> None:
   # Batches drawn with replacement, no batch normalisation: each update's
   # gradient is a mean of M B independent ones, of variance sigma^2 each.

@@ -182,7 +182,8 @@ def test_freelb_has_its_masks_shared_or_new_in_each_step(
 
 
 @pytest.mark.parametrize('method', [
-    Scala(weight=0.0, lag=1), Scala(Perturbation(radius=0.0)),
+    Scala(weight=0.0, lag=1),
+    pytest.param(Scala(Perturbation(radius=0.0)), marks=pytest.mark.slow),
     FreeLb(Perturbation(radius=0.0))])
 def test_off_is_plain_training_of_any_model(
     method: methods_base.Method) -> None:

@@ -31,8 +31,9 @@ def tap(model: tf.keras.Model, layer: str) -> tf.keras.Model:
   return tf.keras.Model(model.input, model.get_layer(layer).output)
 
 
-@pytest.mark.parametrize(
-    "name", ["ResNet50", "EfficientNetB0", "MobileNetV2"])
+@pytest.mark.parametrize("name", [
+    "MobileNetV2", *(pytest.param(name, marks=pytest.mark.slow)
+                     for name in ("ResNet50", "EfficientNetB0"))])
 def test_builds_logits_of_any_size(name: str) -> None:
   model = applications.builder(name)((64, 64, 3), 7)
   logits = model(images(2, 64, 64, 3))
@@ -42,7 +43,9 @@ def test_builds_logits_of_any_size(name: str) -> None:
   assert abs(float(tf.reduce_sum(logits[0])) - 1) > 1e-3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [
+    "MobileNetV2", *(pytest.param(name, marks=pytest.mark.slow)
+                     for name in ("ResNet50", "DenseNet121"))])
 def test_preprocesses_as_the_family_does(name: str) -> None:
   layer, family = FAMILIES[name]
   model = applications.builder(name)((32, 32, 3), 5)
@@ -88,8 +91,8 @@ def test_grey_images_are_repeated() -> None:
 
 @pytest.mark.parametrize("name, last_preprocessing", [
     ("VGG16", "preprocess"),
-    ("MobileNetV2", "preprocess"),
-    ("EfficientNetB0", "normalization"),
+    pytest.param("MobileNetV2", "preprocess", marks=pytest.mark.slow),
+    pytest.param("EfficientNetB0", "normalization", marks=pytest.mark.slow),
 ])
 def test_mixed_precision_keeps_pixels_and_logits_in_float32(
     name: str, last_preprocessing: str) -> None:

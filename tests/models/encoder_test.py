@@ -65,8 +65,9 @@ def test_it_is_cloned_and_saved_exactly(
     assert copy.get_layer(encoder.WORD_EMBEDDINGS).vocab_size == 20
 
 
-@pytest.mark.parametrize("name, pad_id", [("bert", 0), ("bert", 3),
-                                          ("roberta", 1)])
+@pytest.mark.parametrize("name, pad_id", [
+    ("roberta", 1), *(pytest.param("bert", pad_id, marks=pytest.mark.slow)
+                      for pad_id in (0, 3))])
 def test_padding_is_told_to_the_network(name: str, pad_id: int) -> None:
   """Else padding would be perturbed, and RoBERTa's <s>, id 0, would not."""
   made = network.convert(build(name, pad_id=pad_id), ("clean",))

@@ -35,7 +35,8 @@ def images(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("depth, published", [
-    (20, 269722), (32, 464154), (56, 853018)])
+    (20, 269722), pytest.param(32, 464154, marks=pytest.mark.slow),
+    pytest.param(56, 853018, marks=pytest.mark.slow)])
 def test_counts_on_cifar10(depth: int, published: int) -> None:
   model = RESNETS[depth]((32, 32, 3), 10)
   count = sum(v.shape.num_elements() for v in model.trainable_variables)
@@ -49,7 +50,8 @@ def test_counts_with_other_width_channels_and_classes() -> None:
   assert model(images(3, 8, 8, 1)).shape == (3, 7)
 
 
-@pytest.mark.parametrize("depth, norms", [(8, 7), (20, 19), (56, 55)])
+@pytest.mark.parametrize("depth, norms", [
+    (8, 7), (20, 19), pytest.param(56, 55, marks=pytest.mark.slow)])
 def test_a_batch_normalisation_after_every_convolution(
     depth: int, norms: int) -> None:
   model = RESNETS[depth]((8, 8, 1), 10)
@@ -133,7 +135,8 @@ def test_mixed_precision_keeps_small_perturbations_and_float32_logits() -> None:
   assert model(images(2, 8, 8, 1)).dtype == tf.float32
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5", ""])
+@pytest.mark.parametrize("suffix", [
+    ".keras", ".h5", pytest.param("", marks=pytest.mark.slow)])
 def test_round_trip(suffix: str, tmp_path: pathlib.Path) -> None:
   model = resnet_cifar.resnet8((8, 8, 1), 10)
   x = images(4, 8, 8, 1)

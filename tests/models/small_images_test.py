@@ -29,19 +29,19 @@ def count(model: tf.keras.Model) -> int:
 @pytest.mark.parametrize("name, size, classes, args, expected", [
     ("svhn_c1", 32, 10, {}, 1_756_682),
     ("resnet18_cifar", 32, 10, {}, 11_173_962),
-    ("resnet18_cifar", 32, 100, {}, 11_220_132),
-    ("preact_resnet18", 32, 10, {}, 11_171_146),
+    pytest.param("resnet18_cifar", 32, 100, {}, 11_220_132, marks=SLOW),
+    pytest.param("preact_resnet18", 32, 10, {}, 11_171_146, marks=SLOW),
     ("preact_resnet18", 32, 10, {"final_norm": True}, 11_172_170),
     ("resnet20", 32, 10, {"shortcut": "projection"}, 272_474),
     ("wrn_16_4", 32, 10, {}, 2_748_890),
-    ("wrn_16_4", 32, 100, {}, 2_772_020),
-    ("wrn_28_10", 32, 10, {}, 36_479_194),
+    pytest.param("wrn_16_4", 32, 100, {}, 2_772_020, marks=SLOW),
+    pytest.param("wrn_28_10", 32, 10, {}, 36_479_194, marks=SLOW),
     ("squeezenext23", 32, 10, {}, 588_666),
     pytest.param("squeezenext23", 32, 100, {}, 600_276, marks=SLOW),
     pytest.param("squeezenext23", 32, 10, {"width": 2.0}, 2_313_962,
                  marks=SLOW),
-    ("squeezenext23_v5", 32, 10, {}, 786_426),
-    ("resnet50", 64, 200, {}, 23_917_832),
+    pytest.param("squeezenext23_v5", 32, 10, {}, 786_426, marks=SLOW),
+    pytest.param("resnet50", 64, 200, {}, 23_917_832, marks=SLOW),
     pytest.param("resnet50", 224, 1000, {}, 25_557_032, marks=SLOW),
     ("alexnet", 224, 1000, {}, 61_100_840),
     ("resnet18", 224, 1000, {}, 11_689_512)])
@@ -53,7 +53,8 @@ def test_parameters(name: str, size: int, classes: int, args: dict[str, Any],
 @pytest.mark.parametrize("name, norms", [
     ("svhn_c1", 2), ("resnet18_cifar", 20), ("wrn_16_4", 13),
     ("preact_resnet18", 16),
-    ("squeezenext23", 111)])  # 21 blocks of 5, 4 shortcuts, both ends
+    # 21 blocks of 5, 4 shortcuts, both ends.
+    pytest.param("squeezenext23", 111, marks=SLOW)])
 def test_normalises_as_pytorch_does(name: str, norms: int) -> None:
   found = [layer for layer in build(name, 8, 10).layers
            if isinstance(layer, tf.keras.layers.BatchNormalization)]

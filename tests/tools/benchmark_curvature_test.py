@@ -10,6 +10,7 @@ from tests import commands
 from tools import benchmark_curvature_rows as benchmark
 
 
+@pytest.mark.slow
 def test_both_modes_compute_the_same_product() -> None:
   size, rows = benchmark.make_rows('resnet8', 8, 2)
   vector = np.random.default_rng(0).standard_normal(size)

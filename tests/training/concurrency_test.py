@@ -1,11 +1,12 @@
 """In ConAdv's graph the attack and the update do not wait for each other."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from conadv_tf import attacks, methods
-from conadv_tf.methods import method as method_lib
 from conadv_tf.training import trainer as trainers
 from tests.methods import running
 
@@ -18,10 +19,21 @@ def _model() -> tf.keras.Model:
   return tf.keras.Model(inputs, tf.keras.layers.Dense(3)(x))
 
 
-def _step_graph(method: method_lib.Method,
-                training_pass: str = "joined") -> tf.Graph:
+_METHODS = {
+    "vanilla": methods.Vanilla,
+    "disadv": methods.DisAdv,
+    **{f"lag {lag}": functools.partial(methods.ConAdv, lag=lag)
+       for lag in (1, 2, 3)},
+    "sequential": functools.partial(methods.ConAdv, execution="sequential"),
+    "next batch": functools.partial(methods.ConAdv, pairing="next_batch"),
+    "recycled": methods.Recycled,
+    "recycled, lag 0": functools.partial(methods.Recycled, lag=0)}
+
+
+@functools.cache  # a trace costs seconds
+def _step_graph(name: str, training_pass: str = "joined") -> tf.Graph:
   """The graph of one whole update on one device."""
-  trainer = trainers.Trainer(_model(), method, attacks.Pgd(radius=8),
+  trainer = trainers.Trainer(_model(), _METHODS[name](), attacks.Pgd(radius=8),
                              training_pass=training_pass)
   trainer.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(
       from_logits=True))
@@ -57,40 +69,39 @@ def _within(names: set[str], scope: str) -> list[str]:
   return sorted(n for n in names if n.startswith(scope + "/"))
 
 
-@pytest.mark.parametrize("lag", [1, 2, 3])
+@pytest.mark.parametrize("lag", [
+    1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_attack_and_update_are_independent(lag: int) -> None:
-  graph = _step_graph(methods.ConAdv(lag=lag))
+  graph = _step_graph(f"lag {lag}")
   for phase in ("forward", "gradient_tape/forward", "backward", "update"):
     assert not _within(_ancestors(graph, "attack"), phase)
   for phase in ("forward", "gradient_tape/forward"):
     assert not _within(_ancestors(graph, phase), "attack")
 
 
-@pytest.mark.parametrize("method", [
-    methods.DisAdv(), methods.ConAdv(lag=1, execution="sequential")])
+@pytest.mark.parametrize("name", ["disadv", "sequential"])
 def test_the_update_of_sequential_methods_waits_for_the_attack(
-    method: method_lib.Method) -> None:
+    name: str) -> None:
   # The check above can fail: here it would.
-  graph = _step_graph(method)
+  graph = _step_graph(name)
   assert _within(_ancestors(graph, "forward"), "attack")
 
 
 # Of two convolutions, a pass needs the gradient to the input of the second; to
 # that of the first only where images are what it is for.
-@pytest.mark.parametrize("method, training_pass, filters, inputs", [
-    (methods.Vanilla(), "joined", 2, 1),
-    (methods.DisAdv(), "joined", 2, 1 + 2),
-    (methods.DisAdv(), "separate", 4, 2 + 2),
-    (methods.ConAdv(), "joined", 2, 1 + 2),
-    (methods.ConAdv(lag=2), "separate", 4, 2 + 2),
-    (methods.ConAdv(pairing="next_batch"), "joined", 2, 1 + 2),
-    (methods.Recycled(), "joined", 2, 2),
-    (methods.Recycled(), "separate", 4, 2 + 1),
-    (methods.Recycled(lag=0), "joined", 4, 2 + 1)])
+@pytest.mark.parametrize("name, training_pass, filters, inputs", [
+    ("vanilla", "joined", 2, 1),
+    ("disadv", "joined", 2, 1 + 2),
+    ("disadv", "separate", 4, 2 + 2),
+    ("lag 1", "joined", 2, 1 + 2),
+    pytest.param("lag 2", "separate", 4, 2 + 2, marks=pytest.mark.slow),
+    pytest.param("next batch", "joined", 2, 1 + 2, marks=pytest.mark.slow),
+    ("recycled", "joined", 2, 2),
+    ("recycled", "separate", 4, 2 + 1),
+    ("recycled, lag 0", "joined", 4, 2 + 1)])
 def test_no_gradient_is_computed_that_nobody_needs(
-    method: method_lib.Method, training_pass: str, filters: int,
-    inputs: int) -> None:
-  graph = _step_graph(method, training_pass)
+    name: str, training_pass: str, filters: int, inputs: int) -> None:
+  graph = _step_graph(name, training_pass)
   # What neither a variable nor a result waits for is pruned before it runs.
   needed = _with_ancestors([t.op for t in graph.outputs] + [
       op for op in graph.get_operations() if "Assign" in op.type
@@ -102,12 +113,11 @@ def test_no_gradient_is_computed_that_nobody_needs(
   assert not [n for n in by_type["Conv2DBackpropFilter"] if "attack" in n]
 
 
-@pytest.mark.parametrize("method", [
-    methods.DisAdv(), methods.ConAdv(), methods.Recycled()])
-def test_separate_passes_do_not_wait_for_each_other(
-    method: method_lib.Method) -> None:
+@pytest.mark.parametrize("name", [
+    "disadv", "recycled", pytest.param("lag 1", marks=pytest.mark.slow)])
+def test_separate_passes_do_not_wait_for_each_other(name: str) -> None:
   # The clean pass beside the attack: what DisAdv's joined pass cannot do.
-  graph = _step_graph(method, "separate")
+  graph = _step_graph(name, "separate")
   clean, *_ = [op for op in graph.get_operations() if op.type == "Conv2D"
                and op.name.startswith("forward/")]
   assert not _within({op.name for op in _with_ancestors([clean])}, "attack")

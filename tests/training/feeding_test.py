@@ -16,6 +16,11 @@ _FEED = dict(lookahead=0, micro_batches=1, pixel_range=(0., 1.),
              strategy=tf.distribute.get_strategy(), augments=False)
 
 
+def _plain() -> tf.keras.Model:
+  """Quicker to trace: for what feeds the model, not what is in it."""
+  return running.small_network(0, False)
+
+
 def _numbered(batches: int, rows: int = 4, remainder: int = 0
               ) -> tf.data.Dataset:
   """Batch i holds images of i and labels i % 5."""
@@ -49,14 +54,16 @@ def _trained(method: Any, data: tf.data.Dataset, micro_batches: int = 1,
   if attack:
     method.make_perturbation = spy_attack
   trainer = running.make(method, options={'micro_batches': micro_batches},
-                         model=lambda: running.small_network(0, False))
+                         model=_plain)
   trainer.fit(data, verbose=0, **options)
   return trained, attacked, trainer
 
 
-@pytest.mark.parametrize('name', ['vanilla', 'disadv', 'conadv',
-                                  'conadv lag 3'])
-@pytest.mark.parametrize('micro_batches', [1, 2])
+@pytest.mark.parametrize('name, micro_batches', [
+    ('vanilla', 1), ('disadv', 2), ('conadv', 1), ('conadv lag 3', 2),
+    *(pytest.param(name, micro_batches, marks=pytest.mark.slow)
+      for name, micro_batches in (('vanilla', 2), ('disadv', 1), ('conadv', 2),
+                                  ('conadv lag 3', 1)))])
 def test_every_batch_of_a_finite_dataset_is_trained_on_once_an_epoch(
     name: str, micro_batches: int) -> None:
   trained, attacked, trainer = _trained(
@@ -71,10 +78,12 @@ def test_every_batch_of_a_finite_dataset_is_trained_on_once_an_epoch(
   assert int(trainer.optimizer.iterations) == 12 // micro_batches
 
 
-@pytest.mark.parametrize('lag, execution', [
-    (0, 'concurrent'), (1, 'concurrent'), (2, 'concurrent'), (3, 'concurrent'),
-    (2, 'sequential')])
-@pytest.mark.parametrize('micro_batches', [1, 2])
+@pytest.mark.parametrize('lag, execution, micro_batches', [
+    (0, 'concurrent', 1), (3, 'concurrent', 2), (2, 'sequential', 1),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (0, 'concurrent', 2), (1, 'concurrent', 1), (1, 'concurrent', 2),
+        (2, 'concurrent', 1), (2, 'concurrent', 2), (3, 'concurrent', 1),
+        (2, 'sequential', 2)))])
 def test_a_repeated_dataset_makes_exactly_n_updates(
     lag: int, execution: str, micro_batches: int) -> None:
   method = methods.ConAdv(lag=lag, execution=execution)
@@ -139,7 +148,7 @@ def test_a_wrong_pixel_range_is_noticed(
     caplog: pytest.LogCaptureFixture) -> None:
   data = tf.data.Dataset.from_tensors((_X[:4] * 255, _Y[:4]))
   with caplog.at_level(logging.WARNING):
-    running.make(methods.ConAdv()).fit(data, verbose=0)
+    running.make(methods.ConAdv(), model=_plain).fit(data, verbose=0)
   assert sum('pixel_range' in r.getMessage() for r in caplog.records) == 1
 
 
@@ -166,8 +175,8 @@ def test_data_that_cannot_be_fed_is_an_error(
 
 
 def test_uint8_images_are_fine_with_their_range() -> None:
-  trainer = running.train(
-      methods.ConAdv(), updates=2, options={'pixel_range': (0., 255.)},
+  trainer = running.make(
+      methods.ConAdv(), options={'pixel_range': (0., 255.)},
       model=lambda: running.tf.keras.Sequential([
           tf.keras.layers.Rescaling(1 / 255, input_shape=(8, 8, 3)),
           running.small_network()]))
@@ -194,7 +203,8 @@ def test_labels_without_images_or_lists_are_errors() -> None:
       feeding.prepare(x, y, options={}, **_FEED)
 
 
-@pytest.mark.parametrize('name', ['vanilla', 'conadv'])
+@pytest.mark.parametrize('name', [
+    'conadv', pytest.param('vanilla', marks=pytest.mark.slow)])
 def test_arrays_equal_a_dataset(name: str) -> None:
   model = lambda: running.small_network(0)
   weight = np.linspace(0.1, 2, len(_X)).astype(np.float32)
@@ -226,7 +236,8 @@ def test_class_weights_are_sample_weights() -> None:
   class_weight = {0: 1., 1: 0., 2: 2., 3: .5, 4: 1.}
   each = np.array([class_weight[y] for y in _Y], np.float32)
   for name in ('vanilla', 'conadv'):
-    a, b = (running.make(running.METHODS[name]()) for _ in range(2))
+    a, b = (running.make(running.METHODS[name](), model=_plain)
+            for _ in range(2))
     options = dict(batch_size=32, shuffle=False, verbose=0)
     a.fit(_X, _Y, class_weight=class_weight, **options)
     b.fit(_X, _Y, sample_weight=each, **options)
@@ -234,13 +245,13 @@ def test_class_weights_are_sample_weights() -> None:
 
 
 def test_float64_images_and_column_or_soft_labels_train() -> None:
-  expected = running.make(methods.ConAdv())
+  expected = running.make(methods.ConAdv(), model=_plain)
   options = dict(batch_size=32, shuffle=False, verbose=0)
   expected.fit(_X, _Y, **options)
-  column = running.make(methods.ConAdv())
+  column = running.make(methods.ConAdv(), model=_plain)
   column.fit(_X.astype(np.float64), _Y[:, None].astype(np.int64), **options)
   assert running.distance(expected, column) == 0
-  soft = running.make(methods.ConAdv())
+  soft = running.make(methods.ConAdv(), model=_plain)
   soft.compile(
       tf.keras.optimizers.SGD(0.5, momentum=0.9),
       tf.keras.losses.CategoricalCrossentropy(from_logits=True))

@@ -189,11 +189,10 @@ def test_a_constant_ratio_is_more_micro_batches() -> None:
 # ---- The contract under growth.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [
     lambda: methods.Absa(gamma=0.5, lag=2),
-    pytest.param(lambda: methods.Absa(gamma=0.5), marks=pytest.mark.slow),
-    pytest.param(methods.DisAdv, marks=pytest.mark.slow),
-    pytest.param(methods.Vanilla, marks=pytest.mark.slow)])
+    lambda: methods.Absa(gamma=0.5), methods.DisAdv, methods.Vanilla])
 def test_arrangements_of_equal_virtual_replicas_agree_bit_for_bit(
     method: Any, mirrored: tf.distribute.Strategy) -> None:
   one = _grown(method(), _controller(0.5), micro_batches=4)

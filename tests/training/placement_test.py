@@ -123,6 +123,7 @@ def test_trainers_attack_nothing_and_attackers_train_nothing(
                    'Conv2DBackpropFilter': [1, 0]}
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_not_known_while_tracing(
     mirrored: tf.distribute.Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

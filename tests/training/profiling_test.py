@@ -91,7 +91,7 @@ _ATTACKS = {kind: {"attack": 1, **phases} for kind, phases in _TRAINS.items()}
 @pytest.mark.parametrize("method, steps, micro_batches, updates", [
     (methods.Vanilla(), 1, 1, 1),
     (methods.DisAdv(), 3, 2, 1),
-    (methods.ConAdv(lag=1), 1, 1, 2),
+    pytest.param(methods.ConAdv(lag=1), 1, 1, 2, marks=pytest.mark.slow),
     (methods.ConAdv(lag=2), 3, 2, 2),
 ])
 def test_every_op_is_in_its_phase(

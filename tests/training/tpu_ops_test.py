@@ -169,9 +169,11 @@ _CASES = {
     'recycled, lag 0': _Case(
         dict(name='conadv', adversary='recycled', lag=0), several=True),
 }
+_SLOW = ('conadv, lag 0', 'recycled, lag 0', 'vanilla, 8 bits',
+         'conadv, sequential, deterministic', 'conadv, next batch, separate')
 _ALL = pytest.mark.parametrize('case', [
     pytest.param(case, id=name,
-                 marks=[pytest.mark.slow] if name.endswith('lag 0') else [])
+                 marks=[pytest.mark.slow] if name in _SLOW else [])
     for name, case in _CASES.items()])
 
 

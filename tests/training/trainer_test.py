@@ -104,46 +104,50 @@ def test_evaluation_and_prediction_are_those_of_the_merged_model() -> None:
   np.testing.assert_array_equal(running.values(trainer), before)
 
 
-@pytest.mark.parametrize('name', ['model.keras', 'saved_model', 'model.h5'])
-def test_save_writes_a_plain_model(name: str, tmp_path: pathlib.Path) -> None:
+def test_save_writes_a_plain_model(tmp_path: pathlib.Path) -> None:
   trainer = running.train(methods.ConAdv(), updates=2)
-  trainer.save(tmp_path / name)
-  loaded = keras.models.load_model(tmp_path / name)
-  np.testing.assert_array_equal(
-      loaded.predict(_X, verbose=0), trainer.predict(_X, verbose=0))
+  expected = trainer.predict(_X, verbose=0)
+  for name in ('model.keras', 'saved_model', 'model.h5'):
+    trainer.save(tmp_path / name)
+    loaded = keras.models.load_model(tmp_path / name)
+    np.testing.assert_array_equal(
+        loaded.predict(_X, verbose=0), expected, err_msg=name)
 
 
-@pytest.mark.parametrize('name', [
-    'w.weights.h5', pytest.param('weights', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name, replicas', [
+    ('w.weights.h5', 1),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('w.weights.h5', 2), ('weights', 1), ('weights', 2)))])
 def test_weights_are_loaded_into_every_branch(
-    name: str, tmp_path: pathlib.Path,
+    name: str, replicas: int, tmp_path: pathlib.Path,
     mirrored: tf.distribute.Strategy) -> None:
   trainer = running.train(methods.ConAdv(lag=2), updates=2)
   trainer.save_weights(tmp_path / name)
-  for strategy in (None, mirrored):
-    other = running.make(methods.ConAdv(lag=2), strategy=strategy)
-    other.load_weights(tmp_path / name)
-    np.testing.assert_array_equal(
-        other.predict(_X, verbose=0), trainer.predict(_X, verbose=0))
-    for layer in other.network.layer_variables:
-      for a, b in zip(layer['clean'].trainable() + layer['clean'].moving(),
-                      layer['adversarial'].trainable()
-                      + layer['adversarial'].moving(), strict=True):
-        np.testing.assert_array_equal(networks.read(a), networks.read(b))
+  other = running.make(methods.ConAdv(lag=2),
+                       strategy=mirrored if replicas == 2 else None)
+  other.load_weights(tmp_path / name)
+  np.testing.assert_array_equal(
+      other.predict(_X, verbose=0), trainer.predict(_X, verbose=0))
+  for layer in other.network.layer_variables:
+    for a, b in zip(layer['clean'].trainable() + layer['clean'].moving(),
+                    layer['adversarial'].trainable()
+                    + layer['adversarial'].moving(), strict=True):
+      np.testing.assert_array_equal(networks.read(a), networks.read(b))
   plain = running.small_network()
   plain.load_weights(tmp_path / name)
   np.testing.assert_array_equal(
       plain.predict(_X, verbose=0), trainer.predict(_X, verbose=0))
 
 
-def test_a_second_fit_continues() -> None:
+@pytest.mark.parametrize('method', [
+    methods.DisAdv, pytest.param(methods.Vanilla, marks=pytest.mark.slow)])
+def test_a_second_fit_continues(method: Any) -> None:
   # A method without lag; the others start every fit from its own weights.
-  for method in (methods.Vanilla, methods.DisAdv):
-    once = running.train(method(), updates=4)
-    twice = running.make(method())
-    for start in (0, 2):
-      twice.fit(running.dataset(32, 32 * start), steps_per_epoch=2, verbose=0)
-    assert running.distance(once, twice) == 0
+  once = running.train(method(), updates=4)
+  twice = running.make(method())
+  for start in (0, 2):
+    twice.fit(running.dataset(32, 32 * start), steps_per_epoch=2, verbose=0)
+  assert running.distance(once, twice) == 0
   twice.fit(running.dataset(16), steps_per_epoch=2, verbose=0)
   assert int(twice.step_counter) == 6
 
@@ -151,40 +155,32 @@ def test_a_second_fit_continues() -> None:
 @pytest.mark.parametrize('name', [
     'conadv', pytest.param('conadv lag 2', marks=pytest.mark.slow)])
 def test_compiling_again_between_fits(name: str) -> None:
-  trainer = running.train(running.METHODS[name](), updates=2)
+  trainer = running.train(running.METHODS[name](), updates=2,
+                          model=lambda: running.small_network(0, False))
   trainer.compile(keras.optimizers.SGD(0.1), running.LOSS, metrics=['accuracy'])
   history = trainer.fit(running.dataset(32), steps_per_epoch=2, verbose=0)
   assert history.history['perturbation_linf'] == pytest.approx([16], abs=.01)
   assert int(trainer.step_counter) == 4
 
 
-def _checkpoint(callback: keras.callbacks.Callback, **options: Any
-                ) -> trainers.Trainer:
-  trainer = running.make(methods.ConAdv(), **options)
-  trainer.fit(running.dataset(32), steps_per_epoch=2, epochs=3, verbose=0,
-              callbacks=[callback], validation_data=(_X, _Y))
-  return trainer
-
-
-@pytest.mark.parametrize('weights_only', [True, False])
 @pytest.mark.parametrize('replicas', [
     1, pytest.param(2, marks=pytest.mark.slow)])
-def test_model_checkpoint(weights_only: bool, replicas: int,
-                          mirrored: tf.distribute.Strategy,
+def test_model_checkpoint(replicas: int, mirrored: tf.distribute.Strategy,
                           tmp_path: pathlib.Path) -> None:
-  path = tmp_path / ('m.weights.h5' if weights_only else 'm.keras')
-  trainer = _checkpoint(
-      keras.callbacks.ModelCheckpoint(str(path),
-                                      save_weights_only=weights_only),
-      strategy=mirrored if replicas == 2 else None)
-  if weights_only:
-    model = running.small_network()
-    model.load_weights(path)
-  else:
-    model = keras.models.load_model(path)
-  for a, b in zip(model.get_weights(), trainer.merge().get_weights(),
-                  strict=True):
-    np.testing.assert_array_equal(a, b)
+  weights, whole = tmp_path / 'm.weights.h5', tmp_path / 'm.keras'
+  trainer = running.make(methods.ConAdv(),
+                         strategy=mirrored if replicas == 2 else None)
+  trainer.fit(running.dataset(32), steps_per_epoch=2, epochs=3, verbose=0,
+              validation_data=(_X, _Y), callbacks=[
+                  keras.callbacks.ModelCheckpoint(
+                      str(weights), save_weights_only=True),
+                  keras.callbacks.ModelCheckpoint(str(whole))])
+  model = running.small_network()
+  model.load_weights(weights)
+  for saved in (model, keras.models.load_model(whole)):
+    for a, b in zip(saved.get_weights(), trainer.merge().get_weights(),
+                    strict=True):
+      np.testing.assert_array_equal(a, b)
 
 
 def test_early_stopping_restores_the_best_weights() -> None:
@@ -196,6 +192,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
       seen.append(running.values(self.model))
 
   trainer = running.make(methods.ConAdv(),
+                         model=lambda: running.small_network(0, False),
                          optimizer=lambda: keras.optimizers.SGD(3.0))
   stop = keras.callbacks.EarlyStopping(
       monitor='step_like', mode='max', patience=1, restore_best_weights=True)

@@ -117,9 +117,9 @@ def test_a_branch_that_the_run_lacks_starts_from_the_clean_one(
 
 
 @pytest.mark.parametrize('kind', [
-    'file.keras', 'export', *(pytest.param(kind, marks=pytest.mark.slow)
-                              for kind in ('file.h5', 'saved_model',
-                                           'file.weights.h5'))])
+    'file.keras', *(pytest.param(kind, marks=pytest.mark.slow)
+                    for kind in ('export', 'file.h5', 'saved_model',
+                                 'file.weights.h5'))])
 def test_plain_models(tmp_path: pathlib.Path,
                       restored: experiment.Experiment, kind: str) -> None:
   path = tmp_path / kind
@@ -163,7 +163,9 @@ def _model_values(path: str) -> list[np.ndarray]:
           saved_runs.restore(path)[0].trainer.network.model.variables]
 
 
-@pytest.mark.parametrize('kind', ['run', 'file.keras', 'export'])
+@pytest.mark.parametrize('kind', [
+    'export', *(pytest.param(kind, marks=pytest.mark.slow)
+                for kind in ('run', 'file.keras'))])
 def test_a_replaced_head_keeps_its_own_start(
     source: pathlib.Path, tmp_path: pathlib.Path,
     restored: experiment.Experiment, kind: str) -> None:
