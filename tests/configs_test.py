@@ -179,7 +179,8 @@ def test_names_are_known_and_every_key_is_used(path: str) -> None:
 
 
 @pytest.mark.parametrize('path', [
-    pytest.param(path, marks=[pytest.mark.slow] * ('efficientnet' in path))
+    pytest.param(path, marks=[pytest.mark.slow] * (
+        not path.endswith(('/conadv.yaml', '/mlperf_32768.yaml'))))
     for path in _PATHS if path.startswith('configs/imagenet/')])
 def test_is_described_without_its_data(path: str) -> None:
   loaded = _load(path)

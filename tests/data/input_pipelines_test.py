@@ -117,15 +117,19 @@ def test_sources_with_random_access_ignore_input_shards(
                 _rows(_train(data, num_steps=2)))
 
 
-@pytest.mark.parametrize('kind, cutmix', [
-    ('decoded', 0.0), pytest.param('records', 1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kind, cutmix, arrangements', [
+    ('decoded', 0.0, [(2, 2, 1)]),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('decoded', 0.0, [(2, 1, 2)]),
+        ('records', 1.0, [(2, 2, 1), (2, 1, 2)])))])
 def test_pipelines_mix_like_one(
-    folder: pathlib.Path, kind: str, cutmix: float) -> None:
+    folder: pathlib.Path, kind: str, cutmix: float,
+    arrangements: list[tuple[int, int, int]]) -> None:
   data = _of_kind(kind, folder)
   options = dict(num_steps=2, mixup=0.4, cutmix=cutmix)
   whole = _rows(_train(data, replicas=4, **options))
   assert ((whole[1] > 0).sum(1) == 2).any()
-  for count, replicas, micro_batches in ((2, 2, 1), (2, 1, 2)):
+  for count, replicas, micro_batches in arrangements:
     _assert_equal(_rows(_train(
         data, count, replicas=replicas, micro_batches=micro_batches,
         **options)), whole)

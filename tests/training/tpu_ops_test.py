@@ -169,8 +169,9 @@ _CASES = {
     'recycled, lag 0': _Case(
         dict(name='conadv', adversary='recycled', lag=0), several=True),
 }
-_SLOW = ('conadv, lag 0', 'recycled, lag 0', 'vanilla, 8 bits',
-         'conadv, sequential, deterministic', 'conadv, next batch, separate')
+_SLOW = ('conadv, lag 2, 3 streams', 'conadv, sequential, deterministic',
+         'conadv, lag 0', 'conadv, next batch, separate', 'recycled',
+         'recycled, lag 0', 'vanilla, 8 bits')
 _ALL = pytest.mark.parametrize('case', [
     pytest.param(case, id=name,
                  marks=[pytest.mark.slow] if name in _SLOW else [])

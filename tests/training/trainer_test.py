@@ -240,8 +240,9 @@ def test_learning_rate_scheduler_and_tensorboard(
 
 
 def test_terms_of_a_step() -> None:
-  history = running.train(methods.ConAdv(), updates=1).fit(
-      running.dataset(32), steps_per_epoch=3, verbose=0).history
+  history = running.make(
+      methods.ConAdv(), model=lambda: running.small_network(0, False)).fit(
+          running.dataset(32), steps_per_epoch=3, verbose=0).history
   assert set(history) == {
       'loss', 'accuracy', 'clean_loss', 'adversarial_loss', 'gradient_norm',
       'adversarial_accuracy', 'perturbation_linf', 'perturbation_l2'}
