@@ -16,8 +16,7 @@ from tests.methods import running
 _SLOW = ('disadv', 'conadv sequential', 'conadv lag 2', 'dat', 'recycled lag 0',
          'smooth at', 'scala', 'freelb', 'conadv lag 3', 'conadv 3 streams',
          'conadv next batch', 'conadv every 3', 'dat paper', 'dat trades',
-         'recycled shared', 'vanilla shared', 'vanilla split')
-         'recycled', 'recycled shared')
+         'recycled', 'recycled shared', 'vanilla shared', 'vanilla split')
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:
