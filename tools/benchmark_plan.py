@@ -86,6 +86,9 @@ MODELS = {
     "resnet20_b256": Model(
         "resnet20", 32, 256, 5, 1, (THROUGHPUT, MICRO), _LARGE),
     "resnet18_b16": Model("resnet18", 64, 16, 7, 1, _BOTH, _CORE),
+    # Those of suites, measured only where they are named.
+    "resnet8_b128": Model("resnet8", 32, 128, 9, 1, ()),
+    "resnet8_digits_b512": Model("resnet8", 8, 512, 9, 1, ()),
 }
 QUICK = {"tiny_b8": Model("tiny", 8, 8, 2, 1, _MOST)}
 # Whose operations are timed for schedules, in the latency regime.

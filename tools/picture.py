@@ -1,15 +1,24 @@
 """Draws a run: `python -m tools.picture --model_dir=DIR --output=FILE.png`.
 
 Left: training images, their perturbation (amplified) and the adversarial
-images under the run's final weights. Right: accuracy over the epochs.
+images under the run's final weights. Right, without --images_only: accuracy
+over the epochs.
 """
+
+from typing import Any
 
 from absl import app, flags
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.",
                                  required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "PNG file.", required=True)
-_IMAGES = 4
+_DATA_PATH = flags.DEFINE_string(
+    "data_path", None, "Where the data are now; default: the run's data.path.")
+_IMAGES_ONLY = flags.DEFINE_bool("images_only", False, "Leave accuracy out.")
+_IMAGES = flags.DEFINE_integer("images", 4, "How many.", lower_bound=1)
+_CURVES = {"validation/accuracy": "validation",
+           "train/accuracy": "training, clean",
+           "train/adversarial_accuracy": "training, adversarial"}
 
 
 def main(argv: list[str]) -> None:
@@ -20,46 +29,38 @@ def main(argv: list[str]) -> None:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    import numpy as np
 
     from conadv_tf import saved_runs
-    from conadv_tf.training import perturbation, run_directory
-    experiment, checkpoint = saved_runs.restore(_MODEL_DIR.value)
-    images, labels, _ = next(iter(experiment.evaluation_dataset("train")))
-    clean = images[:_IMAGES].numpy().astype(np.float32)
-    adversarial = perturbation.Perturb(experiment.trainer)(
-        images[:_IMAGES], labels[:_IMAGES]).numpy()
+    from conadv_tf.training import run_directory
+    from tools import adversarial_images
+    command_line.check_output(_OUTPUT.value)
+    experiment, checkpoint = saved_runs.restore(
+        _MODEL_DIR.value, _DATA_PATH.value)
+    images = adversarial_images.make(experiment, _IMAGES.value)
     records = run_directory.RunDirectory(_MODEL_DIR.value).metrics()
 
-  delta = adversarial - clean
-  delta = 127.5 + 127.5 * delta / max(np.abs(delta).max(), 1e-6)
-  figure = pyplot.figure(figsize=(10, 4))
-  grid = figure.add_gridspec(3, _IMAGES + 5)
-  for row, (title, values) in enumerate((
-      ("clean", clean), ("perturbation", delta),
-      ("adversarial", adversarial))):
-    for column in range(_IMAGES):
-      axis = figure.add_subplot(grid[row, column])
-      axis.imshow(np.squeeze(values[column] / 255.0), cmap="gray", vmin=0,
-                  vmax=1)
-      axis.set_xticks([])
-      axis.set_yticks([])
-      if column == 0:
-        axis.set_ylabel(title)
-  axis = figure.add_subplot(grid[:, _IMAGES + 1:])
+  count = len(images.clean)
+  more = 0 if _IMAGES_ONLY.value else 5
+  figure = pyplot.figure(figsize=(1.1 * (count + more), 4))
+  grid = figure.add_gridspec(3, count + more)
+  adversarial_images.draw(figure, grid, images)
+  config = experiment.config
+  title = (f"{config.method.name} on {config.data.name}, batch "
+           f"{config.data.global_batch_size}, update {checkpoint.step}")
+  if not _IMAGES_ONLY.value:
+    curves(figure.add_subplot(grid[:, count + 1:]), records, title)
+  figure.savefig(_OUTPUT.value, dpi=100, bbox_inches="tight")
+
+
+def curves(axis: Any, records: list[dict[str, Any]], title: str) -> None:
+  """Accuracies over the epochs, from metrics.jsonl."""
   epochs = [record["epoch"] for record in records]
-  for key, label in (("validation/accuracy", "validation"),
-                     ("train/accuracy", "training, clean"),
-                     ("train/adversarial_accuracy", "training, adversarial")):
+  for key, label in _CURVES.items():
     if key in records[-1]:
       axis.plot(epochs, [record[key] for record in records], label=label)
-  config = experiment.config
-  axis.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1.01),
-           title=f"{config.method.name} on {config.data.name}, batch "
-                 f"{config.data.global_batch_size}, update {checkpoint.step}")
+  axis.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1.01), title=title)
   axis.legend(loc="lower right")
   axis.grid(alpha=0.3)
-  figure.savefig(_OUTPUT.value, dpi=100, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,18 @@ left alone, what was interrupted resumes. Writes into DIR
 
     report.md, report.html  tables and figures, beside the paper's numbers
     results.json            all figures of all runs
-    figure*.png
+    figure*.png, images*.png
+    benchmark.json          times of steps, where the suite measures them
     WAY/seed*/              the runs
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import platform
 import shlex
+import shutil
 import sys
 from typing import Any
 
@@ -28,12 +31,20 @@ from absl import flags
 
 from conadv_tf import command_line
 from conadv_tf.config import InputError
-from tools import figures, reproduce_data, reproduce_report, reproduce_runs
+from tools import (
+  figures,
+  reproduce_data,
+  reproduce_report,
+  reproduce_runs,
+  reproduce_speed,
+)
 from tools import reproduce_suite as suites
 
 _SUITE = flags.DEFINE_string("suite", None, "Name under suites/, or a file.")
 _DATA = flags.DEFINE_string(
     "data", None, "An .npz file or a GLUE folder, where it needs one.")
+_EXAMPLES = flags.DEFINE_list(
+    "examples", [], "TRAIN,VALIDATION,TEST of --data in place of the suite's.")
 _SET = flags.DEFINE_multi_string(
     "set", [], "key=value for every way, after the suite's; may be repeated.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of runs and report.")
@@ -42,6 +53,9 @@ _BUDGET = flags.DEFINE_string("budget", None, "One of the suite's budgets.")
 _ONLY = flags.DEFINE_list("only", [], "Some of the ways; default: all.")
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "Runs side by side, which share the cores.", lower_bound=1)
+
+_BENCHMARK = flags.DEFINE_bool(
+    "benchmark", True, "Measure the speed of a step, where the suite does.")
 
 
 def main() -> None:
@@ -56,6 +70,7 @@ def main() -> None:
     folder = pathlib.Path(_OUTPUT.value).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if suite.data:
+      suite = _sized(suite)
       reproduce_data.prepare(
           suite.data, _DATA.value and pathlib.Path(_DATA.value), folder)
     runner = reproduce_runs.Runner(
@@ -66,9 +81,17 @@ def main() -> None:
       print(f"{len(tuning)} runs of tuning", flush=True)
       runner.run(tuning, lambda run: None)
     runs = runner.final_runs(seeds, ways)
+    for run in _pictured(suite, runs):
+      runner.check_pictures(run)
     print(f"{len(runs)} runs: {len(ways)} ways, seeds "
           f"{', '.join(map(str, seeds))}", flush=True)
     runner.run(runs, runner.evaluate)
+    for run in _pictured(suite, runs):
+      runner.picture(run)
+    if suite.benchmark and _BENCHMARK.value:
+      print("Measuring the speed of a step; let nothing else run", flush=True)
+      reproduce_speed.measure(suite.benchmark, folder, reproduce_runs.Runner(
+          suite, folder, 1).call)
     print(_report(suite, runner, runs, folder))
     print(f"Report: {folder / 'report.html'}")
 
@@ -79,6 +102,21 @@ def _seeds(suite: suites.Suite) -> list[int]:
   except ValueError as error:
     raise InputError(f"--seeds={','.join(_SEEDS.value)}: whole numbers, "
                      "separated by commas") from error
+
+
+def _sized(suite: suites.Suite) -> suites.Suite:
+  """The suite with as many examples as --examples says."""
+  if not _EXAMPLES.value:
+    return suite
+  try:
+    train, validation, test = map(int, _EXAMPLES.value)
+    if min(train, validation, test) < 1:
+      raise ValueError
+  except ValueError as error:
+    raise InputError(f"--examples={','.join(_EXAMPLES.value)}: three whole "
+                     "numbers above 0, TRAIN,VALIDATION,TEST") from error
+  return dataclasses.replace(suite, data=dataclasses.replace(
+      suite.data, train=train, validation=validation, test=test))
 
 
 def _ways(suite: suites.Suite) -> list[suites.Way]:
@@ -99,12 +137,21 @@ def _tuned(suite: suites.Suite, ways: list[suites.Way]) -> list[suites.Way]:
   return list(needed.values())
 
 
+def _pictured(suite: suites.Suite, runs: list[reproduce_runs.Run]
+              ) -> list[reproduce_runs.Run]:
+  """Those whose adversarial images are shown."""
+  wanted = {(way, spec["seed"])
+            for spec in suite.pictures for way in spec["ways"]}
+  return [run for run in runs if (run.way.name, run.seed) in wanted]
+
+
 def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
             runs: list[reproduce_runs.Run], folder: pathlib.Path) -> str:
   from conadv_tf.training import run_directory
   results: dict[str, dict[int, Any]] = {}
   histories: dict[str, list[dict[str, Any]]] = {}
   positions: dict[str, dict[str, float]] = {}
+  images: dict[str, list[float]] = {}
   keys = {spec["x"] for spec in suite.figures if "." in spec["x"]}
   for run in runs:
     name = run.way.name
@@ -113,13 +160,39 @@ def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
     directory = run_directory.RunDirectory(str(run.path))
     histories.setdefault(name, []).extend(directory.metrics())
     config = directory.saved_config().as_dict()
+    if not run.diverged:
+      images.setdefault(name, []).append(
+          results[name][run.seed]["step"] * config["data"]["global_batch_size"])
     for key in keys:
       group, leaf = key.split(".")
       positions.setdefault(key, {})[name] = config[group][leaf]
   tuned = {way.name: runner.tuned(way) for way in _tuned(
       suite, [suite.ways[name] for name in results]) if way.tuning}
+  more = _pictures(suite, runs, folder)
+  if suite.benchmark:
+    more.append(("Speed of a step", reproduce_speed.section(
+        suite.benchmark, reproduce_speed.read(folder), images)))
   return reproduce_report.write(
-      suite, results, histories, positions, _facts(), tuned, folder)
+      suite, results, histories, positions, _facts(), tuned, folder, more)
+
+
+def _pictures(suite: suites.Suite, runs: list[reproduce_runs.Run],
+              folder: pathlib.Path) -> list[tuple[str, str]]:
+  """Titles and texts of the sections that show adversarial images."""
+  sections = []
+  for spec in suite.pictures:
+    parts = [spec.get("about", "").strip()]
+    for run in runs:
+      if run.way.name in spec["ways"] and run.seed == spec["seed"]:
+        name = f"images_{run.way.name}_{run.seed}.png"
+        if run.diverged:
+          parts.append(f"{run.way.name} diverged.")
+        else:
+          shutil.copy(run.path / reproduce_runs.PICTURE, folder / name)
+          parts.append(f"{run.way.name}, seed {run.seed}:")
+          parts.append(f"![{run.way.name}]({name})")
+    sections.append((spec["title"], "\n\n".join(filter(None, parts))))
+  return sections
 
 
 def _facts() -> dict[str, Any]:

@@ -12,6 +12,7 @@ Pairs, differences to another way with the same seeds:
       of: test/accuracy
       against: lamb
       ways: [noise, scala]
+      margin: 0.3               # for a verdict; default: none
 
 A figure, against a key of the configuration, over epochs (of metrics.jsonl), or
 over numbers that stand in the names of figures:
@@ -42,6 +43,12 @@ from tools import figures
 from tools import reproduce_suite as suites
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any] | None]]
+LEAST_PAIRS = 5
+
+
+def _scale(key: str) -> int:
+  """100 for what is shown in % or points: accuracies and their gap."""
+  return 100 if "accuracy" in key or key.endswith("generalization_gap") else 1
 
 
 def values_of(results: Results, way: str, key: str) -> np.ndarray:
@@ -56,8 +63,8 @@ def cell(values: np.ndarray, key: str) -> str:
   if not len(values):
     return "-"
   counts = np.all(values == values[0]) and values[0].is_integer()
-  if "accuracy" in key:
-    values, counts = 100 * values, False
+  if _scale(key) > 1:
+    values, counts = _scale(key) * values, False
   mean = values.mean()
   digits = 0 if counts or abs(mean) >= 1000 else 2
   text = f"{mean:,.{digits}f}"
@@ -91,31 +98,60 @@ def pairs(spec: Mapping[str, Any], results: Results) -> str:
   """Markdown: a row for each way, over the seeds that it shares.
 
   The interval is Student's t of the differences; accuracies are in points.
+  With a `margin`, in the same unit, a last column says what follows.
   """
-  from scipy import stats
   key, against = spec["of"], results.get(spec["against"], {})
-  scale = 100 if "accuracy" in key else 1
+  margin = spec.get("margin")
   rows = []
   for way in spec["ways"]:
     found = [(a, b) for a, b in (
         (values, against.get(seed))
         for seed, values in results.get(way, {}).items())
              if a and b and key in a and key in b]
-    if not found:
-      rows.append([way, "0", "-", "-", "-"])
-      continue
-    differences = scale * np.array([a[key] - b[key] for a, b in found])
-    mean, count = differences.mean(), len(differences)
-    deviation = interval = "-"
-    if count > 1:
-      spread = differences.std(ddof=1)
-      half = stats.t.ppf(0.95, count - 1) * spread / np.sqrt(count)
-      deviation = f"{spread:.2f}"
-      interval = f"{mean - half:+.2f} .. {mean + half:+.2f}"
-    rows.append([way, f"{count}", f"{mean:+.2f}", deviation, interval])
-  return figures.table(
-      ["way", "n", f"minus {spec['against']}", "deviation", "90 % interval"],
-      rows)
+    row = _pair_cells(_scale(key) * np.array(
+        [a[key] - b[key] for a, b in found]), margin)
+    rows.append([way, f"{len(found)}", *row])
+  head = ["way", "n", f"minus {spec['against']}", "deviation", "90 % interval"]
+  if margin is not None:
+    head.append(f"margin {margin:g}")
+  return figures.table(head, rows)
+
+
+def _pair_cells(differences: np.ndarray, margin: float | None) -> list[str]:
+  """Mean, deviation, interval, and where there is a margin the verdict."""
+  from scipy import stats
+  count, interval = len(differences), None
+  cells = [f"{differences.mean():+.2f}" if count else "-", "-", "-"]
+  if count > 1:
+    spread = differences.std(ddof=1)
+    half = stats.t.ppf(0.95, count - 1) * spread / np.sqrt(count)
+    interval = differences.mean() - half, differences.mean() + half
+    cells[1:] = f"{spread:.2f}", "{:+.2f} .. {:+.2f}".format(*interval)
+  if margin is not None:
+    cells.append(verdict(interval, count, margin))
+  return cells
+
+
+def verdict(interval: tuple[float, float] | None, count: int,
+            margin: float) -> str:
+  """What a 90 % interval of paired differences says.
+
+  Args:
+    interval: its ends; None where there is none.
+    count: of pairs.
+    margin: below which a difference does not matter.
+
+  Returns:
+    "equivalent" where it lies inside -margin .. margin (two one-sided tests at
+    5 %), else "differs" where it excludes 0, else "not resolved", which fewer
+    than 5 pairs always are.
+  """
+  if count < LEAST_PAIRS or interval is None:
+    return f"not resolved (n < {LEAST_PAIRS})"
+  low, high = interval
+  if -margin < low and high < margin:
+    return "equivalent"
+  return "not resolved" if low <= 0 <= high else "differs"
 
 
 def _points(spec: Mapping[str, Any], key: str, ways: Sequence[str],
@@ -135,6 +171,7 @@ def _points(spec: Mapping[str, Any], key: str, ways: Sequence[str],
         np.concatenate([values_of(results, way, key.format(x))
                         for way in ways]) for x in spec["at"]]
   ways = [way for way in ways if way in positions]  # others were not run
+  ways.sort(key=lambda way: positions[way])
   return ([positions[way] for way in ways],
           [values_of(results, way, key) for way in ways])
 
@@ -162,7 +199,7 @@ def draw(spec: Mapping[str, Any], results: Results,
       1, len(spec["y"]), figsize=(5 * len(spec["y"]), 3.8), squeeze=False,
       layout="constrained")
   for axis, (title, key) in zip(axes[0], spec["y"].items()):
-    scale = 100 if "accuracy" in key else 1
+    scale = _scale(key)
     for line, ways in spec["lines"].items():
       x, values = _points(spec, key, ways, results, histories,
                           positions.get(spec["x"], {}))
@@ -175,7 +212,7 @@ def draw(spec: Mapping[str, Any], results: Results,
     if spec["x"] == "data.global_batch_size":
       axis.set_xscale("log", base=2)
     axis.set(xlabel=spec.get("xlabel", spec["x"]),
-             ylabel=title + (", %" if scale == 100 else ""))
+             ylabel=title + (", %" if scale > 1 else ""))
     axis.grid(alpha=0.3)
   axes[0, 0].legend(frameon=False, fontsize=8)
   picture.savefig(path, dpi=100)
@@ -188,7 +225,8 @@ def write(suite: suites.Suite, results: Results,
           positions: Mapping[str, Mapping[str, float]],
           facts: Mapping[str, Any],
           tuned: Mapping[str, Sequence[suites.Tried]],
-          folder: pathlib.Path) -> str:
+          folder: pathlib.Path,
+          more: Sequence[tuple[str, str]] = ()) -> str:
   """Writes report.md, report.html, results.json and the pictures.
 
   Args:
@@ -199,6 +237,7 @@ def write(suite: suites.Suite, results: Results,
     facts: command, versions, machine.
     tuned: way -> what the points of its grid reached.
     folder: receives the files.
+    more: titles and Markdown of further sections.
 
   Returns:
     The report in Markdown.
@@ -216,6 +255,8 @@ def write(suite: suites.Suite, results: Results,
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
               f"![{spec['title']}]({name})" if drawn else
               "No run has these figures."]
+  for title, text in more:
+    parts += [f"## {title}", text]
   if tuned:
     parts += ["## Tuning, on the validation split", _tuning(tuned)]
   parts += ["## How it was made", "\n".join(
@@ -265,7 +306,7 @@ def page(title: str, text: str, folder: pathlib.Path) -> str:
   """One HTML file, pictures in it, from the report's Markdown."""
   import markdown
   body = markdown.markdown(text, extensions=["tables"])
-  for picture in folder.glob("figure*.png"):
+  for picture in folder.glob("*.png"):
     data = base64.b64encode(picture.read_bytes()).decode()
     body = body.replace(f'src="{picture.name}"',
                         f'src="data:image/png;base64,{data}"')

@@ -19,6 +19,7 @@ from tools import reproduce_data
 from tools import reproduce_suite as suites
 
 _DIVERGED = exits.Diverged.exit_code
+PICTURE = "images.png"  # of a run, in its folder
 # No figure of a run depends on them.
 _OTHER_GROUPS = ("derived", "checkpoint", "mlperf")
 
@@ -156,6 +157,9 @@ class Runner:
     self._say(f"[{done}/{total}] {run.path.relative_to(self._folder)}{state}"
               f"; about {left / 60:.0f} min left")
 
+  def _files(self, run: Run) -> list[str]:
+    return [*self._suite.config, *run.way.config]
+
   def _overrides(self, run: Run) -> list[str]:
     overrides = [*self._suite.overrides, *run.way.overrides, *run.overrides,
                  f"seed={run.seed}"]
@@ -166,12 +170,15 @@ class Runner:
       overrides.append(f"data.path={train}")
       if self._suite.data.task:
         overrides.append(f"text.task={self._suite.data.task}")
+      else:
+        overrides += reproduce_data.overrides(config_lib.load(
+            self._files(run), overrides), self._folder)
     return overrides
 
   def command(self, run: Run) -> list[str]:
     """The training command."""
     command = [sys.executable, "-m", "conadv_tf.train",
-               *(f"--config_file={path}" for path in self._suite.config),
+               *(f"--config_file={path}" for path in self._files(run)),
                *(f"--params_override={text}"
                  for text in self._overrides(run)),
                f"--model_dir={run.path}"]
@@ -190,7 +197,7 @@ class Runner:
     """
     before, now = (dict(config_lib.flatten(config.as_dict())) for config in (
         config_lib.load([str(run.path / "params.yaml")]),
-        config_lib.load(list(self._suite.config), self._overrides(run))))
+        config_lib.load(self._files(run), self._overrides(run))))
     for key, value in now.items():
       if (key.partition(".")[0] in _OTHER_GROUPS or value == before[key]
           or (key == "data.path" and self._suite.data)
@@ -247,6 +254,33 @@ class Runner:
       if code:
         raise InputError(f"the evaluation {evaluation.name} of {run.path} "
                          f"ended with code {code}, see {run.path}.log")
+
+
+  def picture(self, run: Run) -> None:
+    """Draws the run's adversarial images into images.png, once.
+
+    Raises:
+      InputError: if that fails.
+    """
+    target = run.path / PICTURE
+    if run.diverged or target.exists():
+      return
+    command = [sys.executable, "-m", "tools.picture", "--images_only",
+               "--images=8", f"--model_dir={run.path}", f"--output={target}"]
+    if self._suite.data:
+      train, _ = reproduce_data.places(self._suite.data, self._folder)
+      command.append(f"--data_path={train}")
+    code = self.call(command, pathlib.Path(f"{run.path}.log"))
+    if code:
+      raise InputError(f"the picture of {run.path} ended with code {code}, see "
+                       f"{run.path}.log")
+
+  def check_pictures(self, run: Run) -> None:
+    """Raises InputError where the run will make no adversarial images."""
+    config = config_lib.load(self._files(run), self._overrides(run))
+    if config.method.name == "vanilla" or config_lib.is_text(config):
+      raise InputError(f"pictures: way {run.way.name} makes no adversarial "
+                       "images; leave it out")
 
 
 def figures_of(run: Run, evaluations: Sequence[suites.Evaluation]

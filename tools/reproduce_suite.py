@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from conadv_tf.config import InputError
+from tools import reproduce_speed, reproduce_ways
 
 FOLDER = "suites"
 
@@ -96,6 +97,7 @@ class Way:
     paper: column of a table -> what the paper prints.
     seeds: of the suite's, those that it is trained with; None means all.
     workers: processes that train it together.
+    config: files after the suite's.
   """
 
   name: str
@@ -105,6 +107,7 @@ class Way:
   paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seeds: tuple[int, ...] | None = None
   workers: int = 1
+  config: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Suite:
     tables: see `reproduce_report`.
     pairs: see `reproduce_report`.
     figures: see `reproduce_report`.
+    pictures: titles, ways and a seed, whose adversarial images are shown.
+    benchmark: see `reproduce_speed`; None: there is none.
   """
 
   name: str
@@ -138,12 +143,14 @@ class Suite:
   tables: list[dict[str, Any]]
   pairs: list[dict[str, Any]]
   figures: list[dict[str, Any]]
+  pictures: list[dict[str, Any]]
+  benchmark: Mapping[str, Any] | None
 
 
 _KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
          "evaluate", "tune", "budgets", "ways", "tables",
-         "pairs", "figures"}
-_WAY_KEYS = {"set", "tune", "like", "paper", "seeds", "workers"}
+         "pairs", "figures", "pictures", "benchmark"}
+_WAY_KEYS = {"set", "tune", "like", "paper", "seeds", "workers", "config"}
 
 
 def names() -> list[str]:
@@ -180,9 +187,10 @@ def load(name: str, budget: str | None = None,
   config = tree["config"]
   tuning = Tuning(**tree["tune"]) if "tune" in tree else None
   ways = {}
-  for way, settings in tree["ways"].items():
-    ways[way] = _way(f"{path}, way {way}", way, settings or {}, tuning, ways,
+  for way, settings in reproduce_ways.expanded(f"{path}", tree["ways"]):
+    ways[way] = _way(f"{path}, way {way}", way, settings, tuning, ways,
                      tree.get("sets", {}))
+  _name_ways(f"{path}", tree, ways)
   return Suite(
       path.stem, tree["title"], tree.get("about", ""),
       (config,) if isinstance(config, str) else tuple(config),
@@ -192,7 +200,22 @@ def load(name: str, budget: str | None = None,
       tuple(_evaluation(f"{path}, evaluate {key}", key, value, ways)
             for key, value in tree.get("evaluate", {"test": []}).items()),
       ways, tree.get("tables", []), _pairs(f"{path}", tree, ways),
-      tree.get("figures", []))
+      tree.get("figures", []), _pictures(f"{path}", tree),
+      _benchmark(f"{path}, benchmark", tree, ways))
+
+
+def _name_ways(where: str, tree: Mapping[str, Any],
+               ways: Mapping[str, Way]) -> None:
+  """Puts names in the place of patterns, wherever ways are listed."""
+  for kind in ("tables", "pairs", "figures", "pictures"):
+    for spec in tree.get(kind, ()):
+      _check_keys(f"{where}, {kind}", spec, set(spec), {"title"})
+      here = f"{where}, {kind} {spec['title']}"
+      if "ways" in spec:
+        spec["ways"] = reproduce_ways.named(here, spec["ways"], ways)
+      if "lines" in spec:
+        spec["lines"] = {line: reproduce_ways.named(here, names, ways)
+                         for line, names in spec["lines"].items()}
 
 
 def _way(where: str, name: str, tree: Any, tuning: Tuning | None,
@@ -212,7 +235,8 @@ def _way(where: str, name: str, tree: Any, tuning: Tuning | None,
                      f"{workers}")
   return Way(name, tuple(_overrides(where, tree.get("set", ()), sets)), tuning,
              like, tree.get("paper", {}),
-             tuple(tree["seeds"]) if "seeds" in tree else None, workers)
+             tuple(tree["seeds"]) if "seeds" in tree else None, workers,
+             tuple(tree.get("config", ())))
 
 
 def _evaluation(where: str, name: str, tree: Any,
@@ -234,11 +258,35 @@ def _pairs(where: str, tree: Mapping[str, Any],
   pairs = tree.get("pairs", [])
   needed = {"title", "of", "against", "ways"}
   for spec in pairs:
-    _check_keys(f"{where}, pairs", spec, {*needed, "about"}, needed)
-    for way in (spec["against"], *spec["ways"]):
-      if way not in ways:
-        raise InputError(f"{where}, pairs {spec['title']}: {way} is no way")
+    _check_keys(f"{where}, pairs", spec, {*needed, "about", "margin"}, needed)
+    margin = spec.get("margin", 1)
+    if not isinstance(margin, (int, float)) or not margin > 0:
+      raise InputError(f"{where}, pairs {spec['title']}: margin: must be a "
+                       f"number above 0, got {margin}")
+    if spec["against"] not in ways:
+      raise InputError(f"{where}, pairs {spec['title']}: {spec['against']} is "
+                       "no way")
   return pairs
+
+
+def _pictures(where: str, tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """With the first seed of the suite where none is named."""
+  pictures = []
+  for spec in tree.get("pictures", []):
+    _check_keys(f"{where}, pictures", spec, {"title", "about", "ways", "seed"},
+                {"title", "ways"})
+    pictures.append({"seed": tree["seeds"][0], **spec})
+  return pictures
+
+
+def _benchmark(where: str, tree: Mapping[str, Any],
+               ways: Mapping[str, Way]) -> Mapping[str, Any] | None:
+  if "benchmark" not in tree:
+    return None
+  spec = tree["benchmark"]
+  _check_keys(where, spec, {"flags", "ways", "paper", "about"}, {"flags"})
+  reproduce_speed.check(where, spec, ways)
+  return spec
 
 
 def _overrides(where: str, items: Iterable[str],
