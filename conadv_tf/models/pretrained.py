@@ -8,6 +8,7 @@ Model Garden's `BertEncoder` and `BertEncoderV2`.
 
 from collections.abc import Callable, Sequence
 import glob
+import itertools
 import json
 import os
 import re
@@ -163,6 +164,8 @@ def arguments(name: str, args: dict[str, Any], path: str) -> dict[str, Any]:
   layers = args.get("num_layers")
   if isinstance(layers, int) and 1 <= layers < sizes["num_layers"]:
     sizes["num_layers"] = layers  # the first ones of a deeper encoder
+  elif isinstance(layers, int) and layers > sizes["num_layers"]:
+    raise _too_few_layers(file, sizes["num_layers"], layers)
   for key, value in sizes.items():
     if args.get(key, value) != value:
       raise config.InputError(
@@ -186,14 +189,18 @@ def values(model: tf.keras.Model, path: str) -> list[np.ndarray | None]:
     head's, and for the pooler's where the checkpoint has none.
 
   Raises:
-    InputError: if a tensor is missing or has another shape (the first one is
-      named), or the file cannot be read.
+    InputError: if a tensor is missing, has another shape or holds a number
+      that is not finite (the first one is named), there are fewer layers than
+      the model has, or the file cannot be read.
   """
   source = _open(path)
   blocks = sum(layer.name.startswith("layer_") for layer in model.layers)
+  layers = _layers(source)
+  if 0 < layers < blocks:
+    raise _too_few_layers(path, layers, blocks)
   found = []
   for variable in model.variables:
-    names = _names(variable.name.partition(":")[0], blocks)
+    names = _names(variable.name.partition(":")[0], layers)
     found.append(None if names is None else _value(
         source, names, variable, path))
   if all(value is None for value in found):
@@ -203,8 +210,26 @@ def values(model: tf.keras.Model, path: str) -> list[np.ndarray | None]:
   return found
 
 
+def _too_few_layers(path: str, there: int, wanted: int) -> config.InputError:
+  return config.InputError(
+      f"model.args.num_layers is {wanted}, and the encoder in {path} has "
+      f"{there} layer(s); ask for at most {there}, or leave it out")
+
+
+def _layers(source: _Source) -> int:
+  """How many layers of the transformer a checkpoint holds any part of."""
+  def holds(number: int) -> bool:
+    return any(source.name(_names(
+        f"layer_{number}/{part}/{'beta' if 'norm' in part else 'bias'}", 0))
+               for part in _BLOCK)
+  return next(n for n in itertools.count() if not holds(n))
+
+
 def _names(ours: str, blocks: int) -> _Names | None:
-  """What others call a variable of an encoder; None if it is the head's."""
+  """What others call a variable of an encoder of so many blocks.
+
+  None if it is the head's.
+  """
   layer, _, leaf = ours.rpartition("/")
   block = re.fullmatch(r"layer_(\d+)/(.+)", layer)
   if block and block[2] in _BLOCK:
@@ -249,8 +274,12 @@ def _value(source: _Source, names: _Names, variable: tf.Variable, path: str
         f"model.initial_weights: {name} has the shape {source.shapes[name]} "
         f"in {path}, and this model needs {there}; model.args and the "
         "checkpoint must agree")
-  value = source.read(name)[skipped:]
-  return np.reshape(value.T if turned else value, ours).astype(np.float32)
+  value = source.read(name)[skipped:].astype(np.float32)
+  if not np.isfinite(value).all():
+    raise config.InputError(
+        f"model.initial_weights: {name} in {path} holds numbers that are not "
+        "finite; get it again, or take an earlier checkpoint")
+  return np.reshape(value.T if turned else value, ours)
 
 
 def _flat(variable: tf.Variable) -> tuple[int, ...]:

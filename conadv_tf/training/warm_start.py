@@ -36,8 +36,8 @@ def load(trainer: trainers.Trainer, path: str,
       whatever its shape in `path`.
 
   Raises:
-    InputError: if there is nothing of the kind, or a weight does not fit; no
-      weight was changed.
+    InputError: if there is nothing of the kind, or a weight does not fit or
+      is not finite; no weight was changed.
   """
   layouts = tuple(routing.BRANCHES.values())
   if os.path.exists(os.path.join(path, "params.yaml")):
@@ -56,6 +56,13 @@ def load(trainer: trainers.Trainer, path: str,
         ".h5 file and no SavedModel, and holds no encoder; name one of these")
   trainer.network.assign(
       _by_branch(trainer.network, values, path, replace_head, layouts))
+  values = _by_branch(trainer.network, values, path, replace_head)
+  for variable, value in zip(trainer.network.variables, values, strict=True):
+    if not np.isfinite(value).all():
+      raise config_lib.InputError(
+          f"model.initial_weights: {variable.name} in {path} holds numbers "
+          "that are not finite; take an earlier checkpoint, or another model")
+  trainer.network.assign(values)
   averaging.restart(trainer)
 
 

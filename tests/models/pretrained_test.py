@@ -74,8 +74,37 @@ def test_the_first_layers_of_a_deeper_encoder(tmp_path: pathlib.Path) -> None:
   model, new = loaded(tmp_path, num_layers=1)
   assert new == ["logits/kernel", "logits/bias"]
   assert_same(model, tensors, {**BERT, "num_hidden_layers": 1})
-  with pytest.raises(config.InputError, match="num_layers is 3 and 2 in "):
+
+
+def test_fewer_layers_than_asked_for(tmp_path: pathlib.Path) -> None:
+  """By the config, and where that promises more than the weights hold."""
+  tensors = published_encoders.write(tmp_path, BERT)
+  with pytest.raises(config.InputError) as raised:
     pretrained.arguments("bert", {"num_layers": 3}, str(tmp_path))
+  assert str(raised.value) == (
+      f"model.args.num_layers is 3, and the encoder in {tmp_path}/config.json "
+      "has 2 layer(s); ask for at most 2, or leave it out")
+  model = loaded(tmp_path)[0]
+  published_encoders.write(tmp_path, BERT, {
+      name: value for name, value in tensors.items() if "layer.1." not in name})
+  with pytest.raises(config.InputError) as raised:
+    pretrained.values(model, str(tmp_path))
+  assert str(raised.value) == (
+      f"model.args.num_layers is 2, and the encoder in {tmp_path} has 1 "
+      "layer(s); ask for at most 1, or leave it out")
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite(tmp_path: pathlib.Path, number: float
+                                     ) -> None:
+  tensors = published_encoders.write(tmp_path, BERT)
+  model = loaded(tmp_path)[0]
+  name = "encoder.layer.1.intermediate.dense.weight"
+  tensors[name][3, 2] = number
+  published_encoders.write(tmp_path, BERT, tensors)
+  with pytest.raises(config.InputError, match=(
+      f"{name} in {tmp_path} holds numbers that are not finite")):
+    pretrained.values(model, str(tmp_path))
 
 
 def test_roberta(tmp_path: pathlib.Path) -> None:
@@ -150,6 +179,8 @@ def test_model_garden_checkpoint(tmp_path: pathlib.Path, kind: str, name: str
   np.testing.assert_allclose(
       last[real], expected["sequence_output"].numpy()[real], atol=1e-5)
   np.testing.assert_allclose(pooled, expected["pooled_output"], atol=1e-5)
+  # The pooler is found behind the layers that are left out.
+  assert loaded(tmp_path, num_layers=1)[1] == ["logits/kernel", "logits/bias"]
 
 
 def test_a_checkpoint_without_a_pooler(tmp_path: pathlib.Path) -> None:

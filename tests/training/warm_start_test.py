@@ -147,6 +147,21 @@ def test_plain_models(tmp_path: pathlib.Path,
   _assert_equal(_values(other.network), before)
 
 
+def test_numbers_that_are_not_finite(tmp_path: pathlib.Path) -> None:
+  mine = _build().trainer
+  model = mine.merge()
+  weights = model.get_weights()
+  weights[-1][0] = np.inf
+  model.set_weights(weights)
+  model.save(tmp_path / 'model.keras')
+  before = _values(mine.network)
+  with pytest.raises(config.InputError, match=(
+      f'{model.weights[-1].name} in .*model.keras holds numbers that are not '
+      'finite')):
+    warm_start.load(mine, str(tmp_path / 'model.keras'))
+  _assert_equal(_values(mine.network), before)
+
+
 def test_a_run_of_another_shape(source: pathlib.Path) -> None:
   other = _build('data.num_classes=4').trainer
   with pytest.raises(config.InputError) as raised:
