@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from tensorboard.plugins.hparams import plugin_data_pb2
 import tensorflow as tf
 
 
@@ -35,4 +36,17 @@ def pictures(folder: pathlib.Path) -> dict[int, list[np.ndarray]]:
       # Width and height, as text, come before the PNG files.
       files = tf.make_ndarray(value.tensor)[2:]
       read[step] = [tf.io.decode_png(file).numpy() for file in files]
+  return read
+
+
+def hyperparameters(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+  """Returns (name of the trial, key -> value) of each that was written."""
+  read = []
+  for _, value in _values(folder):
+    if value.metadata.plugin_data.plugin_name == 'hparams':
+      start = plugin_data_pb2.HParamsPluginData.FromString(
+          value.metadata.plugin_data.content).session_start_info
+      read.append((start.group_name, {
+          key: getattr(found, found.WhichOneof('kind'))
+          for key, found in start.hparams.items()}))
   return read

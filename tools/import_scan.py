@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
     "safetensors": "safetensors",
     "scipy": "scipy",
     "sklearn": "scikit-learn",
+    "tensorboard": "tensorboard",
     "tensorflow": "tensorflow",
     "tensorflow_addons": "tensorflow-addons",
     "tensorflow_datasets": "tensorflow-datasets",

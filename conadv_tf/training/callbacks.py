@@ -19,6 +19,7 @@ from conadv_tf.training import (
   checkpoint,
   growing,
   guards,
+  hyperparameters,
   mlperf_log,
   profiling,
   progress,
@@ -85,7 +86,8 @@ class RunCallback(tf.keras.callbacks.Callback):
     self._driver = driver or growing.Driver(
         growth.Growth(), None, total=self._total, updates=start_step)
     self._progress = progress.Progress(self._total, start_step, quiet)
-    self._summaries = summaries.Summaries(directory.path, directory.writes)
+    self._summaries = summaries.Summaries(
+        directory.path, directory.writes, hyperparameters.of(config))
     self._checkpointed = time.monotonic()
     # The clock runs while updates run, not while evaluating or saving.
     self._clock = time.monotonic()

@@ -1,19 +1,33 @@
-"""TensorBoard events of a run: scalars and pictures."""
+"""TensorBoard events of a run: scalars, pictures, hyperparameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import logging
 import os
+from typing import Any
 
+from tensorboard.plugins.hparams import api as hparams
 import tensorflow as tf
+
+# Where TensorBoard looks for the figures by which it compares runs.
+_COMPARED = "validation"
+_SIZE = "examples"  # of the data that was evaluated: no curve
 
 
 class Summaries:
   """Writers for `train/` and `validation/` under the run directory."""
 
-  def __init__(self, directory: str, writes: bool = True):
-    """Writers are opened when first used; without `writes` never."""
+  def __init__(self, directory: str, writes: bool = True,
+               hyperparameters: Mapping[str, Any] | None = None):
+    """Writers are opened when first used; without `writes` never.
+
+    Args:
+      directory: of the run.
+      writes: False where another process does.
+      hyperparameters: for the tab HParams, beside the validation figures.
+    """
     self._writes = writes
+    self._hyperparameters = hyperparameters
     self._directory = directory
     self._writers: dict[str, tf.summary.SummaryWriter] = {}
 
@@ -22,10 +36,14 @@ class Summaries:
     if not self._writes:
       return
     try:
-      if split not in self._writers:
+      new = split not in self._writers
+      if new:
         self._writers[split] = tf.summary.create_file_writer(
             os.path.join(self._directory, split))
       with self._writers[split].as_default(step=step):
+        if new and split == _COMPARED and self._hyperparameters:
+          # Named after the run, else TensorBoard shows a hash.
+          hparams.hparams(self._hyperparameters, trial_id=self._directory)
         write()
         self._writers[split].flush()
     except tf.errors.OpError as error:
@@ -36,7 +54,8 @@ class Summaries:
     """Writes scalars at an update; names as in the logs of `fit`."""
     def write() -> None:
       for name, value in values.items():
-        tf.summary.scalar(name, value)
+        if name != _SIZE:
+          tf.summary.scalar(name, value)
 
     self._write(split, step, write)
 

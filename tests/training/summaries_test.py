@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from conadv_tf.training import summaries
+from conadv_tf import config
+from conadv_tf.training import hyperparameters, summaries
 from tests import events
 
 
@@ -58,3 +59,33 @@ def test_small_pictures_are_enlarged_and_ranges_scaled(
 def test_what_is_no_picture_is_left_out(tmp_path: pathlib.Path) -> None:
   images: Any = np.zeros([1, 8, 8, 2], np.float32)
   assert _pictures(tmp_path, images, images) == []
+
+
+def test_hyperparameters_stand_beside_validation_figures(
+    tmp_path: pathlib.Path) -> None:
+  values = {'method.name': 'conadv', 'attack.radius': 4.0}
+  written = summaries.Summaries(str(tmp_path), hyperparameters=values)
+  written.scalars('train', 1, {'loss': 0.5})
+  for step in (2, 3):
+    written.scalars('validation', step, {'loss': 1.0, 'examples': 9.0})
+  written.close()
+  assert events.hyperparameters(tmp_path / 'train') == []
+  assert events.hyperparameters(tmp_path / 'validation') == [
+      (str(tmp_path), values)]
+  assert set(events.scalars(tmp_path / 'validation')) == {'loss'}
+
+
+def test_hyperparameters_are_a_few_and_what_is_no_default() -> None:
+  loaded = config.load([], ['method.name=vanilla,optimizer.nesterov=true,'
+                            'data.name=synthetic,data.global_batch_size=8'])
+  found = hyperparameters.of(config.resolve(loaded, 24))
+  assert found == {
+      'seed': 0, 'data.name': 'synthetic', 'data.global_batch_size': 8,
+      'model.name': loaded.model.name, 'method.name': 'vanilla',
+      'optimizer.nesterov': True, 'schedule.epochs': loaded.schedule.epochs,
+      'schedule.peak_lr': loaded.schedule.peak_lr,
+      'derived.virtual_replicas': 1}
+  loaded.method.name = 'conadv'
+  attacked = hyperparameters.of(config.resolve(loaded, 24))
+  assert attacked.keys() - found.keys() == {
+      'method.lag', 'attack.radius', 'attack.steps'}
