@@ -27,6 +27,7 @@ from conadv_tf.training import (
 )
 
 _PICTURES = 8
+_SMALLEST_RADIUS = 0.25  # in 1/255; who writes less means a share of the range
 # The latest experiment: its iterators take long to end (see `loop.Loop.run`),
 # which a process that is about to exit need not wait for.
 _latest: list[experiments.Experiment] = []
@@ -61,8 +62,9 @@ def run(config: config_lib.ExperimentConfig, model_dir: str, *,
   """
   directory = run_directory.RunDirectory(
       model_dir, config.checkpoint.keep, machines.is_chief)
+  # TensorBoard looks for profiles where events are, which is below the run.
   profiler = profile_steps and profiling.StepProfiler(
-      directory.path, *profile_steps)
+      directory.file("train"), *profile_steps)
   with directory.locked():
     session = _Session(
         directory, evaluates, quiet or not machines.is_chief, machines,
@@ -145,6 +147,8 @@ def _run(config: config_lib.ExperimentConfig, session: _Session,
     return results
   step, seconds = _begin(experiment, latest)
   log = _open_log(experiment, directory, step, session.evaluates)
+  if directory.writes:
+    _warn_of_sizes(config)
   session.watch.tick("first Hessian product: tracing and compiling")
   experiment.check_estimates()
   directory.open(config)
@@ -192,6 +196,22 @@ def _warn(config: config_lib.ExperimentConfig, evaluates: bool) -> None:
   if stopping.is_possible(config.evaluation) and not evaluates:
     logging.warning("evaluation.target_accuracy and evaluation.patience stop "
                     "nothing: mode train evaluates at the end only")
+
+
+def _warn_of_sizes(config: config_lib.ExperimentConfig) -> None:
+  """Says what is legal, and hardly meant."""
+  batch, examples = config.data.global_batch_size, config.derived.num_examples
+  if batch > examples:
+    logging.warning(
+        "data.global_batch_size=%d is more than the %d training examples: "
+        "a batch holds some of them more than once", batch, examples)
+  radius = config.attack.radius
+  attacks = config.method.name != "vanilla" and not config_lib.is_text(config)
+  if attacks and 0 < radius < _SMALLEST_RADIUS:
+    logging.warning(
+        "attack.radius=%g is in 1/255 of the pixel range, so less than any "
+        "pixel can show; %g of the range is attack.radius=%g", radius, radius,
+        255 * radius)
 
 
 def _ends(config: config_lib.ExperimentConfig,

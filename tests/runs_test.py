@@ -265,3 +265,22 @@ def test_finite_weights_of_no_use_stop_a_run(
     runs.run(diverging, str(tmp_path), quiet=True)
   assert not list((tmp_path / 'checkpoints').glob('step-*'))
   assert not (tmp_path / 'metrics.jsonl').exists()
+
+
+def test_sizes_that_are_hardly_meant_are_warned_of(
+    caplog: pytest.LogCaptureFixture) -> None:
+  def warned(overrides: str) -> list[str]:
+    caplog.clear()
+    loaded = config.load([], [
+        'data.name=synthetic,data.global_batch_size=8', overrides])
+    runs._warn_of_sizes(config.resolve(loaded, 24))
+    return [record.getMessage() for record in caplog.records]
+
+  for fine in ('attack.radius=0', 'attack.radius=0.25',
+               'data.global_batch_size=24',
+               'method.name=vanilla,attack.radius=0.1'):
+    assert warned(fine) == []
+  (message,) = warned('data.global_batch_size=32')
+  assert 'global_batch_size=32 is more than the 24 training' in message
+  (message,) = warned('attack.radius=0.2')  # of the range: 0.2 * 255
+  assert message.endswith('0.2 of the range is attack.radius=51')

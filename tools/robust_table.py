@@ -160,7 +160,7 @@ def _percent(value: float | None) -> str:
 
 def _profiled(path: str) -> float | None:
   """Measured seconds of reduction an update; None without a profile."""
-  folder = os.path.join(path, "plugins", "profile")
+  folder = os.path.join(path, "train", "plugins", "profile")
   if not os.path.isdir(folder):
     return None
   from tools import step_time  # has flags, which are the command's own
