@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import logging as python_logging
 import os
 import sys
 from typing import NoReturn
@@ -54,6 +55,14 @@ def start(main: Callable[..., None], takes_arguments: bool = False) -> None:
   app.run(run, flags_parser=parse)
 
 
+class _Plain(python_logging.Formatter):
+  """Writes `warning: ...` beside the `error: ...` that ends a command."""
+
+  def format(self, record: python_logging.LogRecord) -> str:
+    """The line; absl's has a date, a thread and a line of code."""
+    return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
   """Turns InputError and exits.Stop into one line on stderr and their code."""
@@ -63,6 +72,7 @@ def one_line_errors() -> Iterator[None]:
   from conadv_tf import config
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # app.run made it INFO
+    logging.get_absl_handler().setFormatter(_Plain())
   try:
     yield
   except config.InputError as error:

@@ -222,15 +222,18 @@ def _batch_lines(config: config_lib.ExperimentConfig,
   mixed = (method.attacks or method.augments) and len(segments) == 1
   images = ", ".join(f"{n * group} {'mixed' if mixed else branch}"
                      for branch, n in segments)
+  # Of the paper's hardware, where a run is for it.
+  cores = (f"; at {_IMAGES_PER_CORE} images a core, "
+           f"{math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)"
+           if runtime.strategy == "tpu" or config.data.name == "tfrecord"
+           else "")
   return [
       f"updates: {derived.total_steps:,} of {batch:,} examples, "
       f"{derived.steps_per_epoch:g} an epoch, for {config.schedule.epochs:g} "
       f"epochs; the first {derived.warmup_steps:,} are warm-up",
       f"batch: {batch:,} = {derived.virtual_replicas} virtual replica(s) of "
       f"{rows} = {config_lib.training_replicas(runtime)} replica(s) x "
-      f"{runtime.micro_batches} "
-      f"micro batch(es); at {_IMAGES_PER_CORE} images a core, "
-      f"{math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)",
+      f"{runtime.micro_batches} micro batch(es){cores}",
       f"batch statistics: over {images} images, {group} replica(s) together",
   ]
 

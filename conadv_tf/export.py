@@ -18,10 +18,10 @@ def main() -> None:
   # Imported late: --help must not wait for TensorFlow.
   with command_line.one_line_errors():
     from conadv_tf import config, saved_runs
-    for name, value in (("model_dir", _MODEL_DIR.value),
-                        ("output_dir", _OUTPUT_DIR.value)):
-      if not value:
-        raise config.InputError(f"--{name} is missing")
+    for flag, what in ((_MODEL_DIR, "a run's directory"),
+                       (_OUTPUT_DIR, "a directory for the SavedModel")):
+      if not flag.value:
+        raise config.InputError(f"--{flag.name} is missing; name {what}")
     experiment, checkpoint = saved_runs.restore(_MODEL_DIR.value)
     saved_runs.export(experiment, checkpoint.step, _OUTPUT_DIR.value,
                       _BRANCH.value)

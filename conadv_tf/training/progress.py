@@ -48,7 +48,7 @@ def summary_line(epoch: float, total: int, record: dict[str, Any]) -> str:
     record: of metrics.jsonl.
   """
   grown = f"update {record['updates']}, of {record['batch_size']} examples"
-  parts = [f"epoch {epoch:g}",
+  parts = [f"epoch {epoch:.4g}",
            grown if "gamma" in record else f"update {record['step']}/{total}"]
   for name, label in (("train/loss", "loss"), ("train/accuracy", "accuracy"),
                       ("train/adversarial_accuracy", "adversarial accuracy"),
