@@ -54,9 +54,7 @@ def load(trainer: trainers.Trainer, path: str,
     raise config_lib.InputError(
         f"model.initial_weights: {path} is no run's directory, no .keras or "
         ".h5 file and no SavedModel, and holds no encoder; name one of these")
-  trainer.network.assign(
-      _by_branch(trainer.network, values, path, replace_head, layouts))
-  values = _by_branch(trainer.network, values, path, replace_head)
+  values = _by_branch(trainer.network, values, path, replace_head, layouts)
   for variable, value in zip(trainer.network.variables, values, strict=True):
     if not np.isfinite(value).all():
       raise config_lib.InputError(
