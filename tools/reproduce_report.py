@@ -5,6 +5,7 @@ A table of a suite:
     - title: Table 1
       ways: [at_64, at_512]     # default: all
       columns: {TA: test/accuracy, updates: step}
+      by_seed: true             # every seed's; default: mean and deviation
 
 Pairs, differences to another way with the same seeds:
 
@@ -73,10 +74,17 @@ def cell(values: np.ndarray, key: str) -> str:
   return text
 
 
+def each(values: np.ndarray, key: str) -> str:
+  """Every seed's figure, where a mean says little."""
+  return ", ".join(
+      f"{value:.4g}" for value in _scale(key) * values) or "-"
+
+
 def table(suite: suites.Suite, spec: Mapping[str, Any],
           results: Results) -> str:
   """Markdown: a row for each way, beside what the paper prints."""
   columns, rows = spec["columns"], []
+  show = each if spec.get("by_seed") else cell
   ways = [suite.ways[name] for name in spec.get("ways", suite.ways)]
   paper = [title for title in columns
            if any(title in way.paper for way in ways)]
@@ -87,7 +95,7 @@ def table(suite: suites.Suite, spec: Mapping[str, Any],
     rows.append([
         way.name, f"{len(values[0])}" + (  # some are evaluated for some seeds
             f" (+{diverged} diverged)" if diverged else ""),
-        *(cell(*both) for both in zip(values, columns.values())),
+        *(show(*both) for both in zip(values, columns.values())),
         *(f"{way.paper[title]:g}" if title in way.paper else ""
           for title in paper)])
   return figures.table(
