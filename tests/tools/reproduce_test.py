@@ -381,6 +381,7 @@ def test_a_small_suite_from_start_to_report(tmp_path: pathlib.Path) -> None:
 
 
 def test_figures_of_each_seed_can_be_shown() -> None:
-  assert reproduce_report.each(np.array([64.74, -219.1]), 'x') == '64.74, -219.1'
+  assert reproduce_report.each(
+      np.array([64.74, -219.1]), 'x') == '64.74, -219.1'
   assert reproduce_report.each(np.array([0.5]), 'test/accuracy') == '50'
   assert reproduce_report.each(np.array([]), 'x') == '-'
