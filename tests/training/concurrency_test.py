@@ -1,6 +1,7 @@
 """In ConAdv's graph the attack and the update do not wait for each other."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ _METHODS = {
     "recycled, lag 0": functools.partial(methods.Recycled, lag=0)}
 
 
-@functools.cache  # a trace costs seconds
-def _step_graph(name: str, training_pass: str = "joined") -> tf.Graph:
-  """The graph of one whole update on one device."""
+@functools.cache  # a trace costs seconds; without the function, no graph
+def _update(name: str, training_pass: str) -> Any:
+  """One whole update on one device, traced."""
   trainer = trainers.Trainer(_model(), _METHODS[name](), attacks.Pgd(radius=8),
                              training_pass=training_pass)
   trainer.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(
@@ -40,7 +41,11 @@ def _step_graph(name: str, training_pass: str = "joined") -> tf.Graph:
   data = running.untuned(tf.data.Dataset.from_tensors(
       (np.zeros((4, 6, 6, 3), np.float32), np.zeros(4, np.int32)))).repeat()
   trainer.fit(data, steps_per_epoch=1, verbose=0)
-  return trainer._loop.one.get_concrete_function(iter(data)).graph
+  return trainer._loop.one.get_concrete_function(iter(data))
+
+
+def _step_graph(name: str, training_pass: str = "joined") -> tf.Graph:
+  return _update(name, training_pass).graph
 
 
 def _ancestors(graph: tf.Graph, scope: str) -> set[str]:
