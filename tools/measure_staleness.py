@@ -1,11 +1,11 @@
 """How stale are adversaries: `python -m tools.measure_staleness`.
 
     python -m tools.measure_staleness --config_file=configs/digits/conadv.yaml \
-        [--rates=6,1.5] [--points=20] --output=DIRECTORY
+        [--rates=6,1.5] [--seeds=0,1,2] [--points=20] --output=DIRECTORY
 
-trains the configuration once for each peak learning rate and stops at --points
-updates, evenly spread, to compare adversaries of weights that are 0, 1, 2, 4
-and 8 updates old with fresh ones (docs/theory.md): their distance, the share
+trains the configuration once for each peak learning rate and seed and stops at
+--points updates, evenly spread, to compare adversaries of weights that are 0, 1,
+2, 4 and 8 updates old with fresh ones (docs/theory.md): their distance, the share
 of signs that agree, and their strength on the weights that train on them.
 Training itself is as without the probe, bit for bit. Writes results.json,
 report.md and figure.png; prints the tables.
@@ -34,6 +34,8 @@ _PARAMS_OVERRIDE = flags.DEFINE_multi_string(
     "params_override", [], "As in training.")
 _RATES = flags.DEFINE_list(
     "rates", None, "Peak learning rates; by default the configuration's.")
+_SEEDS = flags.DEFINE_list(
+    "seeds", None, "By default the configuration's.")
 _POINTS = flags.DEFINE_integer(
     "points", 20, "Updates to measure at.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
@@ -47,7 +49,9 @@ def main() -> None:
     for name in ("results.json", "report.md", "figure.png"):
       command_line.check_output(str(folder / name))
     from tools import staleness_report as report
-    runs = [_measure(rate) for rate in _rates()]
+    seeds = _seeds()
+    runs = [_pool([_measure(rate, seed) for seed in seeds])
+            for rate in _rates()]
     found = {
         "command": shlex.join(
             ["python", "-m", "tools.measure_staleness", *sys.argv[1:]]),
@@ -68,7 +72,24 @@ def _rates() -> list[float | None]:
   return rates or [None]
 
 
-def _measure(rate: float | None) -> dict[str, Any]:
+def _seeds() -> list[int | None]:
+  from conadv_tf import config
+  try:
+    return [int(text) for text in _SEEDS.value or []] or [None]
+  except ValueError as error:
+    raise config.InputError(f"--seeds: {error}") from error
+
+
+def _pool(runs: list[dict[str, Any]]) -> dict[str, Any]:
+  """The points of all seeds as those of one run."""
+  return {**runs[0],
+          "seeds": [run["config"]["seed"] for run in runs],
+          "points": sum(run["points"] for run in runs),
+          "accuracy": sum(run["accuracy"] for run in runs) / len(runs),
+          "records": [record for run in runs for record in run["records"]]}
+
+
+def _measure(rate: float | None, seed: int | None) -> dict[str, Any]:
   """One run and what was measured in it."""
   import numpy as np
   import tensorflow as tf
@@ -76,7 +97,8 @@ def _measure(rate: float | None) -> dict[str, Any]:
   from conadv_tf import config as config_lib
   from conadv_tf import experiment as experiments
   from conadv_tf.analysis import staleness_probe
-  overrides = [] if rate is None else [f"schedule.peak_lr={rate}"]
+  overrides = [f"{key}={value}" for key, value in (
+      ("schedule.peak_lr", rate), ("seed", seed)) if value is not None]
   experiment = experiments.build(config_lib.load(
       _CONFIG_FILE.value, [*_PARAMS_OVERRIDE.value, *overrides]))
   _check(experiment)

@@ -105,14 +105,15 @@ def write(found: Mapping[str, Any], folder: pathlib.Path) -> str:
   data = config["data"]
   title = (f"{pathlib.Path(data['path'] or data['name']).stem}, "
            f"{config['model']['name']}, batch {data['global_batch_size']}, "
-           f"{runs[0]['updates']} updates, seed {config['seed']}")
+           f"{runs[0]['updates']} updates, seed "
+           + ", ".join(map(str, runs[0]["seeds"])))
   accuracies = ", ".join(
       f"{100 * run['accuracy']:.2f} % at {run['rate']:g}" for run in runs)
   text = "\n".join([
       f"# Staleness: {title}", "", f"`{found['command']}`", "",
       f"TensorFlow {found['versions']['tensorflow']}, {found['machine']}. "
       f"Medians over {runs[0]['points']} updates, strength with quartiles; "
-      "docs/theory.md explains the columns. Validation accuracy at the end: "
+      "docs/theory.md explains the columns. Mean validation accuracy: "
       f"{accuracies}.", "", "![figure](figure.png)", "",
       table(runs), "", "Distances as powers of the distance between weights:",
       "", slopes(runs), ""])

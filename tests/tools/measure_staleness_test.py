@@ -24,12 +24,13 @@ def test_it_measures_a_run_and_leaves_it_alone(tmp_path: pathlib.Path) -> None:
   """12 updates of 8 examples, measured before updates 8 and 11."""
   longer = 'schedule.epochs=4'
   done = commands.run(_TOOL, *_arguments(tmp_path, longer), '--points=2',
-                      '--rates=1,0.5')
+                      '--rates=1,0.5', '--seeds=0,1')
   assert done.code == 0, done.err
   found = json.loads((tmp_path / 'out' / 'results.json').read_text())
   first, second = found['runs']
   assert (first['rate'], second['rate']) == (1.0, 0.5)
-  assert [(r['updates'], r['points']) for r in found['runs']] == [(12, 2)] * 2
+  assert [(r['updates'], r['points']) for r in found['runs']] == [(12, 4)] * 2
+  assert first['seeds'] == [0, 1]
   assert {r['update'] for r in first['records']} == {8, 11}
   assert {r['lag'] for r in first['records']} == {0, 1, 2, 4, 8}
   for record in first['records']:
@@ -40,7 +41,10 @@ def test_it_measures_a_run_and_leaves_it_alone(tmp_path: pathlib.Path) -> None:
   assert (tmp_path / 'out' / 'figure.png').stat().st_size > 10_000
   alone = runs.run(tiny.load('method.name=conadv', longer),
                    str(tmp_path / 'run'), quiet=True)
-  assert first['accuracy'] == alone['validation/accuracy']
+  other = runs.run(tiny.load('method.name=conadv', longer, 'seed=1'),
+                   str(tmp_path / 'other'), quiet=True)
+  assert first['accuracy'] == (alone['validation/accuracy']
+                               + other['validation/accuracy']) / 2
 
 
 @pytest.mark.parametrize(('override', 'said'), [
