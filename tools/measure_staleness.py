@@ -4,9 +4,9 @@
         [--rates=6,1.5] [--seeds=0,1,2] [--points=20] --output=DIRECTORY
 
 trains the configuration once for each peak learning rate and seed and stops at
---points updates, evenly spread, to compare adversaries of weights that are 0, 1,
-2, 4 and 8 updates old with fresh ones (docs/theory.md): their distance, the share
-of signs that agree, and their strength on the weights that train on them.
+--points updates, evenly spread, to compare adversaries of weights that are 0,
+1, 2, 4 and 8 updates old with fresh ones (docs/theory.md): their distance, the
+share of signs that agree, and their strength on the weights that train on them.
 Training itself is as without the probe, bit for bit. Writes results.json,
 report.md and figure.png; prints the tables.
 
