@@ -292,6 +292,11 @@ def check_names(config: config_lib.ExperimentConfig) -> None:
   if config_lib.is_text(config):
     _known("text.task", glue.TASKS, config.text.task)
     glue.check(config)
+    if config.text.length_buckets and config.model.name not in encoder.PRESETS:
+      raise config_lib.InputError(
+          f"text.length_buckets: model.name={config.model.name} may let "
+          "padding count, and must not be cut; leave it out, or name one of "
+          f"{', '.join(encoder.PRESETS)}")
   _model_builder(config.model.name)
   _known("method.name", METHODS, config.method.name)
   for name in config.evaluation.attacks:

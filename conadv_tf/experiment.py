@@ -347,8 +347,8 @@ def build(config: config_lib.ExperimentConfig,
   strategy = strategies.connect(config.runtime, machines)
   splits = splits or components.load_data(config)
   config = config_lib.resolve(config, splits.num_training)
-  stopping.check(config.evaluation, splits.train.num_classes,
-                 components.metrics(config))
+  shape, classes = splits.train.image_shape, splits.train.num_classes
+  stopping.check(config.evaluation, classes, components.metrics(config))
   _sample(splits.train, config.evaluation.train_examples)  # a stream refuses
   runtime = config.runtime
   tf.keras.utils.set_random_seed(config.seed)
@@ -357,8 +357,8 @@ def build(config: config_lib.ExperimentConfig,
   schedule = components.SCHEDULES[config.schedule.name](
       config.schedule, config.derived)
   with _precision(runtime.precision), strategy.scope():
-    model = components.build_model(
-        config.model, splits.train.image_shape, splits.train.num_classes)
+    model = components.build_model(config.model, shape, classes)
+    model.length_buckets = tuple(config.text.length_buckets)
     try:
       trainer = _trainer_type(runtime)(
           model, components.METHODS[config.method.name](config),
@@ -373,13 +373,13 @@ def build(config: config_lib.ExperimentConfig,
           training_pass=runtime.training_pass,
           grows=config_lib.batch_changes(config),
           compression=components.compression(config.compression))
-      outputs = user.outputs(model, splits.train.image_shape)
+      outputs = user.outputs(model, shape)
       config_lib.check_outputs(config, outputs)
       trainer.compile(
           components.OPTIMIZERS[config.optimizer.name](
               config.optimizer, growing.rate(
                   schedule, trainer.step_counter, trainer.growing)),
-          _loss(outputs, splits.train.num_classes, has_soft_labels(config)),
+          _loss(outputs, classes, has_soft_labels(config)),
           # Of rows that have a label.
           weighted_metrics=[m for m in components.metrics(config)
                             if m == "accuracy"],

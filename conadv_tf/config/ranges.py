@@ -52,6 +52,7 @@ RANGES = {
                      lambda v: v >= 1),
     'attack.random_start': _PROBABILITY,
     'text.sequence_length': ('at least 3', lambda v: v >= 3),
+    'text.length_buckets': ('at least 1', lambda v: v >= 1),
     'perturbation.radius': _NOT_NEGATIVE,
     'perturbation.steps': _NOT_NEGATIVE,
     'perturbation.step_size': _NOT_NEGATIVE,

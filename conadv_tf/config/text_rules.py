@@ -40,6 +40,23 @@ def check(config: ExperimentConfig) -> None:
     raise InputError(
         f'method.name: {config.method.name} perturbs pixels, and data.name='
         f'glue has none; set {_ONE_OF}')
+  _check_buckets(config)
+
+
+def _check_buckets(config: ExperimentConfig) -> None:
+  buckets, length = config.text.length_buckets, config.text.sequence_length
+  if not buckets:
+    return
+  if buckets != sorted(set(buckets)) or buckets[-1] >= length:
+    raise InputError(
+        f'text.length_buckets: {show(buckets)} must rise and stay below '
+        f'text.sequence_length={length}')
+  for key, is_set in (('strategy=tpu', config.runtime.strategy == 'tpu'),
+                      ('jit_compile=true', config.runtime.jit_compile)):
+    if is_set:
+      raise InputError(
+          f'text.length_buckets: {show(buckets)} and runtime.{key} exclude '
+          'each other (XLA compiles for one length); leave it out')
 
 
 def unused(config: ExperimentConfig, keys: Iterable[str]) -> set[str]:

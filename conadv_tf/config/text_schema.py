@@ -1,9 +1,12 @@
 """Keys of text tasks, and of what perturbs word embeddings."""
 
 import dataclasses
+import typing
 from typing import Literal
 
 from official.modeling.hyperparams import base_config
+
+_List = typing.List  # noqa: UP006, UP035, as in schema
 
 
 @dataclasses.dataclass
@@ -12,11 +15,14 @@ class TextConfig(base_config.Config):
 
   `vocabulary` is a vocab.txt or the folder of an encoder; null is that of
   `model.initial_weights`. `lower_case`: null is what the encoder says.
+  `length_buckets`: shorter lengths, to which a batch whose longest sentence
+  fits is cut; rising, empty is off.
   """
   task: str = 'sst2'
   vocabulary: str | None = None
   lower_case: bool | None = None
   sequence_length: int = 128
+  length_buckets: _List[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass

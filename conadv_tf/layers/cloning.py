@@ -50,8 +50,9 @@ def _policy_of(model: tf.keras.Model) -> Iterator[None]:
 
 def _copy_flags(model: tf.keras.Model, copy: tf.keras.Model) -> None:
   """Copies what configs lose, before weights: their order depends on it."""
-  if hasattr(model, "pad_id"):
-    copy.pad_id = model.pad_id
+  for flag in ("pad_id", "length_buckets"):
+    if hasattr(model, flag):
+      setattr(copy, flag, getattr(model, flag))
   for source, target in zip(
       model._flatten_layers(), copy._flatten_layers()):  # pylint: disable=protected-access
     # Set on a layer or container after it was built.

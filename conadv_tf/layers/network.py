@@ -15,6 +15,7 @@ from conadv_tf.layers import (
   routed_layer_norm,
   routing,
   split_batch_norm,
+  trimming,
 )
 from conadv_tf.layers import outputs as output_lib
 
@@ -43,6 +44,9 @@ class Network(tf.Module):
     word_embeddings: the layer that `logits_from` stands in for, or None.
     pad_id: the token that is padding: the model's attribute of this name,
       else 0.
+    length_buckets: lengths to which batches of tokens are cut, the smallest
+      that loses no more than padding: the model's attribute of this name,
+      else () for none. Padding must add nothing to the model's outputs.
   """
 
   def __init__(self, model: tf.keras.Model, branches: tuple[str, ...],
@@ -77,6 +81,7 @@ class Network(tf.Module):
     self._extra_trainable: list[tf.Variable] = []
     self.word_embeddings = routed_embedding.find(self.model)
     self.pad_id = getattr(model, "pad_id", 0)
+    self.length_buckets = tuple(getattr(model, "length_buckets", ()))
     self._convert()
     self._called = self._discover()
 
@@ -204,6 +209,12 @@ class Network(tf.Module):
 
   def _run(self, inputs: tf.Tensor, route: routing.Route
            ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
+    # Eagerly, Keras would check the model's own length.
+    if self.length_buckets and not tf.executing_eagerly():
+      length = trimming.length(self.token_mask(inputs), self.length_buckets)
+      inputs = inputs[:, :length]
+      if route.embeddings is not None:
+        route.embeddings = route.embeddings[:, :length]
     with routing.routing(route):
       outputs = self.model(tf.cast(inputs, self._input_dtype),
                            training=route.mode is not routing.Mode.EVAL)

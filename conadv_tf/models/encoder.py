@@ -6,6 +6,7 @@ Optimized BERT Pretraining Approach" (2019). Built of `official.nlp`'s layers.
 """
 
 from typing import Any, NamedTuple
+import warnings
 
 import tensorflow as tf
 
@@ -202,8 +203,9 @@ def _pool(x: tf.Tensor, real: tf.Tensor, kind: str, pooling: str,
   if pooling == "mean":
     return layers.GlobalAveragePooling1D(name="mean", dtype="float32")(
         x, mask=real)
-  length, width = x.shape[1:]
-  x = layers.Cropping1D((0, length - 1), name="first_token")(x)
+  width = x.shape[-1]
+  # Of any length; not by brackets, see `encoder`.
+  x = tf.slice(x, [0, 0, 0], [-1, 1, -1])
   x = layers.Reshape((width,), name="first")(x)
   if kind == "roberta":
     x = layers.Dropout(dropout, name="first_dropout")(x)
@@ -212,7 +214,9 @@ def _pool(x: tf.Tensor, real: tf.Tensor, kind: str, pooling: str,
 
 
 def _nlp_layers() -> Any:
-  from official.nlp.modeling import layers as nlp  # takes seconds
+  with warnings.catch_warnings():  # about a package's own imports
+    warnings.simplefilter("ignore", UserWarning)
+    from official.nlp.modeling import layers as nlp  # takes seconds
   return nlp
 
 
