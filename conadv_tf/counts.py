@@ -63,7 +63,7 @@ def line(config: config_lib.ExperimentConfig, counts: Counts) -> str:
   else:
     name = config.data.name
     kind = f"images {'x'.join(map(str, counts.image_shape))}"
-  labels = ("numbers" if counts.num_classes == 1
+  labels = ("labels are numbers" if counts.num_classes == 1
             else f"{counts.num_classes} classes")
   return (f"data: {name}, {counts.train:,} training and {validation} "
           f"validation {kind}, {labels}")

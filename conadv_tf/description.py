@@ -147,11 +147,12 @@ def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
            attack: attacks.Pgd, rates: components.Schedule) -> list[str]:
   """Every aspect of a resolved configuration."""
   work, chain = method.passes(attack)
+  norms = (f", {figures.norms} batch normalisations in branches "
+           f"{', '.join(method.branches)}" if figures.norms else "")
   lines = [
       counts.line(config, found),
       f"model: {config.model.name}, {figures.parameters:,} trainable "
-      f"parameters, {figures.norms} batch normalisations in branches "
-      f"{', '.join(method.branches)}",
+      f"parameters{norms}",
       f"method: {_method_name(config)}, lag {method.lag}; forward passes F a "
       f"step: {work:g} in all, {chain:g} in a row (vanilla: 3 and 2)",
   ]
@@ -162,7 +163,7 @@ def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
         f"{attack.direction})")
   if method.perturbs:
     lines.append(method_lines.perturbation(method))
-  lines += _batch_lines(config, method)
+  lines += _batch_lines(config, method, bool(figures.norms))
   lines += config_lib.describe_unlabelled(config)
   if config.growth.name != "none":
     lines.append(method_lines.growth(config))
@@ -214,7 +215,7 @@ def _method_name(config: config_lib.ExperimentConfig) -> str:
 
 
 def _batch_lines(config: config_lib.ExperimentConfig,
-                 method: method_lib.Method) -> list[str]:
+                 method: method_lib.Method, normalises: bool) -> list[str]:
   derived, runtime = config.derived, config.runtime
   batch, rows = config.data.global_batch_size, derived.replica_batch_size
   group = config.bn.group_size or runtime.num_replicas
@@ -228,6 +229,11 @@ def _batch_lines(config: config_lib.ExperimentConfig,
            if runtime.strategy == "tpu" or config.data.name == "tfrecord"
            else "")
   return [
+  # The paper's, of ImageNet.
+  cores = (
+      "" if config_lib.is_text(config) else f"; at {_IMAGES_PER_CORE} images a "
+      f"core, {math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)")
+  lines = [
       f"updates: {derived.total_steps:,} of {batch:,} examples, "
       f"{derived.steps_per_epoch:g} an epoch, for {config.schedule.epochs:g} "
       f"epochs; the first {derived.warmup_steps:,} are warm-up",
@@ -235,7 +241,13 @@ def _batch_lines(config: config_lib.ExperimentConfig,
       f"{rows} = {config_lib.training_replicas(runtime)} replica(s) x "
       f"{runtime.micro_batches} micro batch(es){cores}",
       f"batch statistics: over {images} images, {group} replica(s) together",
+      f"{runtime.micro_batches} "
+      f"micro batch(es){cores}",
   ]
+  if normalises:
+    lines.append(f"batch statistics: over {images} images, {group} replica(s) "
+                 "together")
+  return lines
 
 
 def _rate_line(config: config_lib.ExperimentConfig,
@@ -288,7 +300,8 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: counts.Counts,
     share = ((images + perturbations + rest)
              / config_lib.training_replicas(config.runtime))
     lines.append(
-        f"held: images {_bytes(images)} "
+        f"held: {'tokens' if config_lib.is_text(config) else 'images'} "
+        f"{_bytes(images)} "
         f"({held.batch.image.dtype.name}), perturbations "
         f"{_bytes(perturbations)} ({held.perturbation.dtype.name}), labels "
         f"and weights {_bytes(rest)}; {_bytes(share)} a replica")

@@ -167,6 +167,13 @@ def check(config: ExperimentConfig) -> None:
     raise InputError(
         f'text.sequence_length: {config.text.sequence_length} leaves no token '
         f'of a sentence of text.task={name}; set at least {shortest}')
+  builder = (config.data.builder or '').partition(':')[0].split('/')
+  own = task.files[0].removesuffix('_train')
+  if builder[0] == 'glue' and builder[1:2] not in ([], [own]):
+    raise InputError(
+        f'data.builder={config.data.builder}: text.task={name} is in '
+        f'glue/{own}; set one to the other, or for TSV files '
+        'data.builder=null,data.path=FOLDER')
   smoothing = config.objective.label_smoothing
   if smoothing and not task.classes:
     raise InputError(

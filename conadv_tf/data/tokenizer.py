@@ -3,6 +3,7 @@
 import json
 import os
 from typing import Any
+import warnings
 
 import tensorflow as tf
 
@@ -39,7 +40,9 @@ class WordPiece(tf.Module):
     Raises:
       InputError: [PAD], [UNK], [CLS] or [SEP] is missing.
     """
-    import tensorflow_text as tf_text  # Slow to import.
+    with warnings.catch_warnings():  # About a package's own imports.
+      warnings.simplefilter('ignore', UserWarning)
+      import tensorflow_text as tf_text  # Slow to import.
 
     super().__init__(name='word_piece')
     special = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
