@@ -92,7 +92,7 @@ def _two_updates() -> list[object]:
 
   A model runs once as it is, large ones among the slow tests; what comes with
   the same large model again, or is an overlay, runs with a small one. Of the
-  overlays of recipes two of one model are not slow.
+  overlays of recipes one is not slow.
   """
   # Methods with adversaries first: they are what a model is traced for.
   ordered = sorted(filter(_is_of_images, _FILES), key=lambda path: (
@@ -103,8 +103,8 @@ def _two_updates() -> list[object]:
     is_large = name in _LARGE_MODELS
     again = is_large or path in _OVERLAYS or path.startswith(
         (_RECIPES_OF, _DAT))
-    slow = (is_large or name in seen or name in _SLOW_MODELS) and path not in (
-        f'{_RECIPES_OF}c1/absa.yaml', f'{_RECIPES_OF}c1/gg.yaml')
+    slow = (is_large or name in seen or name in _SLOW_MODELS) and (
+        path != f'{_RECIPES_OF}c1/absa.yaml')
     parameters.append(pytest.param(
         path, again and name in seen, marks=[pytest.mark.slow] * slow))
     seen.add(name)

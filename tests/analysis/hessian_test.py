@@ -99,7 +99,8 @@ def test_products_are_those_of_the_dense_hessian(kind: str) -> None:
   assert np.abs(found).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["images", "tokens", "encoder"])
+@pytest.mark.parametrize("kind", [
+    "images", "tokens", pytest.param("encoder", marks=pytest.mark.slow)])
 def test_products_are_differences_of_gradients(kind: str) -> None:
   if kind == "images":
     model = smooth()

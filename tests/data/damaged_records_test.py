@@ -88,7 +88,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory
   return folder, _write(folder)
 
 
-@pytest.mark.parametrize('cache', [False, True])
+@pytest.mark.parametrize('cache', [
+    True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_epoch(
     broken: tuple[pathlib.Path, dict[str, str]], cache: bool) -> None:
   folder, wrong = broken

@@ -217,8 +217,9 @@ def test_encoded_images_resume_bit_for_bit(deterministic: bool) -> None:
     assert rows == its_rows
 
 
-@pytest.mark.parametrize('shards', [2, 3])
-@pytest.mark.parametrize('is_encoded', [True, False])
+@pytest.mark.parametrize('is_encoded, shards', [
+    (True, 2), (False, 2), (False, 3),
+    pytest.param(True, 3, marks=pytest.mark.slow)])
 def test_input_pipelines_together_are_one(
     shards: int, is_encoded: bool) -> None:
   data = (_encoded(preprocessing='imagenet') if is_encoded

@@ -24,9 +24,9 @@ _LIVE = {**_NORMS, 'frozen_layer': 1, 'frozen_backbone': 1,
          'inference_backbone': 1, 'frozen_inside': 1}
 _SMALL = sorted(name for name in _NORMS if _NORMS[name] <= 4)
 # A large one that is built of other people's layers is always run.
-_MODELS = [pytest.param(name, marks=[] if name in _SMALL or name in (
-    'keras_cv_efficientnet', 'model_garden_resnet') else [pytest.mark.slow])
-           for name in sorted(_NORMS)]
+_MODELS = [pytest.param(
+    name, marks=[] if name in (*_SMALL, 'keras_cv_efficientnet')
+    else [pytest.mark.slow]) for name in sorted(_NORMS)]
 
 
 @functools.cache

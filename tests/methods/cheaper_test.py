@@ -19,9 +19,10 @@ _RECYCLED_ATTACK = gradient.Pgd(radius=16, branch='clean', random_start=0.0)
 
 
 @pytest.mark.parametrize('lag, direction', [
-    (0, 'sign'), (1, 'l2'),
-    *(pytest.param(lag, direction, marks=pytest.mark.slow)
-      for lag, direction in ((0, 'raw'), (0, 'l2'), (1, 'sign'), (1, 'raw')))])
+    (1, 'l2'), *(pytest.param(lag, direction, marks=pytest.mark.slow)
+                 for lag, direction in (
+                     (0, 'sign'), (0, 'raw'), (0, 'l2'), (1, 'sign'),
+                     (1, 'raw')))])
 def test_recycled_is_the_attack_through_the_clean_branch(
     lag: int, direction: str) -> None:
   fresh = (ConAdv(pairing='next_batch') if lag else methods.DisAdv())
@@ -155,8 +156,8 @@ def test_the_cost_of_recycled() -> None:
 
 
 @pytest.mark.parametrize('name', [
-    'conadv 3 streams', 'recycled',
-    pytest.param('disadv', marks=pytest.mark.slow)])
+    'conadv 3 streams', *(pytest.param(name, marks=pytest.mark.slow)
+                          for name in ('disadv', 'recycled'))])
 def test_separate_passes_change_nothing_but_rounding(name: str) -> None:
   # With dropout, and with losses of the model's own.
   def model() -> tf.keras.Model:

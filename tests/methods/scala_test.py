@@ -271,7 +271,10 @@ def test_before_its_delay_it_is_lamb_bit_for_bit(concurrent: _Watch) -> None:
   plain = _watched(methods.Vanilla(), optimizer=_lamb)
   for t in range(5):
     assert np.array_equal(concurrent.values[t], plain[t]) == (t < 3), t
-  # An execution that the switch cuts in two.
+
+
+@pytest.mark.slow
+def test_the_switch_cuts_an_execution_in_two(concurrent: _Watch) -> None:
   (at_once,) = _watched(_delayed(), optimizer=_lamb, steps_per_execution=5)
   np.testing.assert_array_equal(at_once, concurrent.values[-1])
 

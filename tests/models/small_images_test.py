@@ -73,9 +73,11 @@ def test_normalises_as_pytorch_does(name: str, norms: int) -> None:
     ("wrn_16_4", ["stem_conv", *(
         f"stage{s}_block2_add" for s in (1, 2, 3))],
      [(32, 16), (32, 64), (16, 128), (8, 256)]),
-    ("squeezenext23", ["stem_relu", *(
-        f"stage{s}_block1_add" for s in (1, 2, 3, 4)), "last_relu"],
-     [(32, 64), (32, 32), (16, 64), (8, 128), (4, 256), (4, 128)]),
+    pytest.param(
+        "squeezenext23", ["stem_relu", *(
+            f"stage{s}_block1_add" for s in (1, 2, 3, 4)), "last_relu"],
+        [(32, 64), (32, 32), (16, 64), (8, 128), (4, 256), (4, 128)],
+        marks=SLOW),
     ("svhn_c1", ["conv1_pool", "conv2_pool"], [(16, 64), (8, 64)])])
 def test_shapes(name: str, layers: list[str],
                 expected: list[tuple[int, int]]) -> None:
