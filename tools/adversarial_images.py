@@ -27,12 +27,16 @@ def make(experiment: Any, count: int) -> Images:
     count: of images, at most.
 
   Raises:
-    InputError: if its data are no images.
+    InputError: if its data are no images, or its method attacks none.
   """
   from conadv_tf.training import perturbation
   if config_lib.is_text(experiment.config):
     raise config_lib.InputError(
         "adversarial images: the data of this run are sentences")
+  if not experiment.trainer.method.attacks:
+    raise config_lib.InputError(
+        f"adversarial images: method.name={experiment.config.method.name} "
+        "makes none")
   images, labels, _ = next(iter(experiment.evaluation_dataset("train")))
   images, labels = images[:count], labels[:count]
   adversarial = perturbation.Perturb(experiment.trainer)(images, labels)

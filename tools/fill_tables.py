@@ -5,8 +5,9 @@ In README.md and docs/*.md, what stands between
     <!-- table: results/NAME/report.md: TITLE -->
     <!-- end -->
 
-becomes the first table below the heading TITLE of that file. With --check
-nothing is written: it names the pages whose tables are others, exit code 2.
+becomes the first table below the heading TITLE of that file; both marks are
+whole lines, not indented. With --check nothing is written: it names the pages
+whose tables are others, exit code 2.
 """
 
 import pathlib

@@ -62,7 +62,7 @@ def _filled(lines: list[str], root: pathlib.Path, page: str) -> Iterator[str]:
   rest = iter(lines)
   for line in rest:
     yield line
-    mark = _START.fullmatch(line.strip())
+    mark = _START.fullmatch(line)
     if mark is None:
       continue
     try:
@@ -71,13 +71,13 @@ def _filled(lines: list[str], root: pathlib.Path, page: str) -> Iterator[str]:
       raise InputError(f"{page}: {error}") from error
     yield from ("", *new, "")
     for old in rest:
-      if _START.fullmatch(old.strip()):
-        raise InputError(f"{page}: no {_END} after {line.strip()}")
-      if old.strip() == _END:
+      if _START.fullmatch(old):
+        raise InputError(f"{page}: no {_END} after {line}")
+      if old == _END:
         yield _END
         break
     else:
-      raise InputError(f"{page}: no {_END} after {line.strip()}")
+      raise InputError(f"{page}: no {_END} after {line}")
 
 
 def fill(root: pathlib.Path, check: bool) -> list[str]:

@@ -104,3 +104,10 @@ def test_every_way_on_imagenet_resolves(
   for name, (method, cost) in shipped.items():
     assert cost.passes / cost.images == (3 if 'vanilla' in method else 8), name
     assert cost.images == pytest.approx(90 * 1281167, rel=0.02), name
+
+
+def test_the_shipped_cost_is_the_command_s(
+    shipped: dict[str, tuple[str, suite_costs.Cost]]) -> None:
+  path = pathlib.Path('results/conadv-imagenet/cost.md')
+  assert path.read_text(encoding='utf-8') == suite_costs.page(
+      suites.load('conadv-imagenet'), None, each=False, found=shipped)
