@@ -86,11 +86,11 @@ def fill(root: pathlib.Path, check: bool) -> list[str]:
   Returns:
     Their names, relative to the root.
   """
-  stale = []
+  stale = {}
   for path in pages(root):
     name, text = str(path.relative_to(root)), path.read_text(encoding="utf-8")
     if _START.search(text) and (new := filled(text, root, name)) != text:
-      stale.append(name)
-      if not check:
-        path.write_text(new, encoding="utf-8")
-  return stale
+      stale[name] = new
+  for name, new in stale.items() if not check else ():
+    (root / name).write_text(new, encoding="utf-8")
+  return list(stale)

@@ -57,7 +57,8 @@ def curves(axis: Any, records: list[dict[str, Any]], title: str) -> None:
   epochs = [record["epoch"] for record in records]
   for key, label in _CURVES.items():
     if key in records[-1]:
-      axis.plot(epochs, [record[key] for record in records], label=label)
+      axis.plot(epochs, [record[key] for record in records], marker=".",
+                label=label)
   axis.set(xlabel="epoch", ylabel="accuracy", ylim=(None, 1.01), title=title)
   axis.legend(loc="lower right")
   axis.grid(alpha=0.3)

@@ -12,6 +12,7 @@ import pytest
 from conadv_tf import config
 from tests import commands
 from tools import (
+  adversarial_images,
   reproduce_data,
   reproduce_report,
   reproduce_runs,
@@ -224,6 +225,16 @@ def test_pictures_are_drawn_once(tmp_path: pathlib.Path,
   with pytest.raises(config.InputError, match='way at makes no adversarial'):
     runner.check_pictures(dataclasses.replace(
         one, overrides=('method.name=vanilla', 'schedule.peak_lr=1')))
+
+
+def test_a_perturbation_is_amplified() -> None:
+  clean = np.full((1, 1, 3, 1), 51, np.float32)
+  moved = clean + np.array([-8, 0, 4], np.float32).reshape(1, 1, 3, 1)
+  found = adversarial_images.rows(adversarial_images.Images(clean, moved))
+  assert [title for title, _ in found] == [
+      'clean', 'perturbation\n(up to 8.0/255)', 'adversarial']
+  np.testing.assert_allclose([values.ravel() for _, values in found], [
+      [0.2] * 3, [0, 0.5, 0.75], np.array([43, 51, 55]) / 255], rtol=1e-6)
 
 
 _REPORT = {'cores': 2, 'machine': 'x', 'runs': [{
