@@ -74,9 +74,7 @@ class WordPiece(tf.Module):
     """
     parts = [self._tokenizer.tokenize(self._cased(part))
              for part in (sentences, second) if part is not None]
-    # Of two sentences as much of each: the longer one is cut first.
-    parts = self._text.RoundRobinTrimmer(
-        self._length - 1 - len(parts)).trim(parts)
+    parts = _trimmed(parts, self._length - 1 - len(parts))
     ids, segments = self._text.combine_segments(
         parts, self._start, self._end)
     ids, segments = (
@@ -92,6 +90,25 @@ class WordPiece(tf.Module):
     # leaves, such as an ellipsis.
     return tf.strings.regex_replace(self._text.normalize_utf8(
         tf.strings.lower(sentences, 'utf-8'), 'NFD'), r'\p{Mn}', '')
+
+
+def _trimmed(parts: list[tf.RaggedTensor], room: int
+             ) -> list[tf.RaggedTensor]:
+  """Cuts one or two sentences, [b, (tokens)], to `room` tokens in all.
+
+  The longer of two is cut first, and of two long ones the second gets half,
+  rounded down. This is RoundRobinTrimmer of tensorflow_text, whose operation
+  the binaries of TensorFlow Serving do not have.
+  """
+  lengths = [part.row_lengths() for part in parts]
+  if len(parts) == 1:
+    kept = [tf.minimum(lengths[0], room)]
+  else:
+    first = tf.minimum(
+        lengths[0], tf.maximum((room + 1) // 2, room - lengths[1]))
+    kept = [first, tf.minimum(lengths[1], room - first)]
+  return [tf.RaggedTensor.from_tensor(part.to_tensor(shape=[None, room]), size)
+          for part, size in zip(parts, kept)]
 
 
 class ByteLevelBpe:

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from conadv_tf.config import InputError
 from conadv_tf.data import tokenizer
@@ -91,11 +92,24 @@ def test_a_saved_model_holds_it(tmp_path: pathlib.Path) -> None:
   module = tf.Module()
   module.words = words
   module.tokens = tf.function(
-      words.tokens, input_signature=[tf.TensorSpec([None], tf.string)])
+      words.tokens, input_signature=2 * [tf.TensorSpec([None], tf.string)])
   tf.saved_model.save(module, str(tmp_path / 'saved'))
   text = tf.constant(['unwatchable film', 'good'])
   loaded = tf.saved_model.load(str(tmp_path / 'saved'))
-  np.testing.assert_array_equal(loaded.tokens(text), words.tokens(text))
+  np.testing.assert_array_equal(
+      loaded.tokens(text, text[::-1]), words.tokens(text, text[::-1]))
+  # TensorFlow Serving holds those of tensorflow_text 2.12, not of 2.15.
+  proto = saved_model_pb2.SavedModel.FromString(
+      (tmp_path / 'saved' / 'saved_model.pb').read_bytes())
+  graph = proto.meta_graphs[0].graph_def
+  operations = {node.op for nodes in (
+      graph.node, *(f.node_def for f in graph.library.function))
+                for node in nodes}
+  functions = {f.signature.name for f in graph.library.function}
+  assert {op for op in operations - functions
+          if not hasattr(tf.raw_ops, op)} == {
+              'FastBertNormalize', 'FastWordpieceTokenizeWithOffsets',
+              'NormalizeUTF8'}
 
 
 def test_bad_vocabularies(tmp_path: pathlib.Path) -> None:
