@@ -37,13 +37,18 @@ def main(arguments: Sequence[str]) -> int:
   flags = parser.parse_args(arguments)
   if flags.text:
     import tensorflow_text  # noqa: F401
-  signatures = tf.saved_model.load(flags.export).signatures
+  try:
+    signatures = tf.saved_model.load(flags.export).signatures
+  except (OSError, RuntimeError, tf.errors.OpError) as error:
+    hint = "" if flags.text else "; exports of sentences need --text"
+    parser.error(f"{flags.export} cannot be loaded: "
+                 f"{str(error).splitlines()[0][:200]}{hint}")
   code = 0
   for path in flags.requests or [None]:
-    text = sys.stdin.read() if path is None else _read(path)
     try:
+      text = sys.stdin.read() if path is None else _read(path)
       response = answer(signatures, json.loads(text))
-    except (KeyError, TypeError, ValueError, tf.errors.OpError) as error:
+    except (OSError, TypeError, ValueError, tf.errors.OpError) as error:
       response, code = {"error": str(error)}, 1
     print(json.dumps(response))
   return code
@@ -62,6 +67,8 @@ def answer(signatures: Mapping[str, Any], request: Mapping[str, Any]
     ValueError: if the request is not of this form.
     TypeError: if a value is not of its input's type.
   """
+  if not _is_object(request):
+    raise ValueError("a request is an object")
   name = request.get("signature_name", _DEFAULT)
   if name not in signatures:
     raise ValueError(f"no signature {name!r}; there are {sorted(signatures)}")
@@ -121,6 +128,8 @@ def _is_object(value: Any) -> bool:
 def _decoded(value: Any) -> Any:
   """Replaces {"b64": "..."} by its bytes, at any depth."""
   if isinstance(value, dict):
+    if _is_object(value):
+      raise ValueError(f"an object with {sorted(value)} in place of a value")
     return base64.b64decode(value["b64"], validate=True)
   if isinstance(value, list):
     return [_decoded(item) for item in value]

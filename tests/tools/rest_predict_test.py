@@ -83,9 +83,11 @@ def test_requests_of_another_form_are_errors(
       tmp_path, export, {"instances": [image], "inputs": [image]},
       {"instances": []}, {"instances": [{"image": image}]},
       {"inputs": {"image": [image]}}, {"instances": [[[[0.5]] * 3] * 3]},
-      {"signature_name": "other", "instances": [image]})
+      {"signature_name": "other", "instances": [image]}, [image],
+      {"inputs": {"images": [{"b46": ""}]}})
   assert code == 1
   for answer, part in zip(answers, (
       "either 'instances' or 'inputs'", "a list of one example", "['images']",
-      "no 'images'", "", "no signature 'other'"), strict=True):
+      "no 'images'", "", "no signature 'other'", "a request is an object",
+      "['b46'] in place of a value"), strict=True):
     assert answer.keys() == {"error"} and part in answer["error"]
