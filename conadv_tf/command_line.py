@@ -69,6 +69,7 @@ def one_line_errors() -> Iterator[None]:
   # TensorFlow's start-up chatter would bury that line.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", module="google")
+  warnings.filterwarnings("ignore", "pkg_resources is deprecated")
   from conadv_tf import config
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # app.run made it INFO

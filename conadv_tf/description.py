@@ -153,6 +153,10 @@ def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
       counts.line(config, found),
       f"model: {config.model.name}, {figures.parameters:,} trainable "
       f"parameters{norms}",
+  norms = (f"{figures.norms} batch normalisations in branches "
+           f"{', '.join(method.branches)}" if figures.norms
+           else "no batch normalisation")
+      f"parameters, {norms}",
       f"method: {_method_name(config)}, lag {method.lag}; forward passes F a "
       f"step: {work:g} in all, {chain:g} in a row (vanilla: 3 and 2)",
   ]
@@ -164,6 +168,7 @@ def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
   if method.perturbs:
     lines.append(method_lines.perturbation(method))
   lines += _batch_lines(config, method, bool(figures.norms))
+  lines += _batch_lines(config, method, figures.norms > 0)
   lines += config_lib.describe_unlabelled(config)
   if config.growth.name != "none":
     lines.append(method_lines.growth(config))
@@ -301,6 +306,7 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: counts.Counts,
              / config_lib.training_replicas(config.runtime))
     lines.append(
         f"held: {'tokens' if config_lib.is_text(config) else 'images'} "
+        f"held: {'sentences' if config_lib.is_text(config) else 'images'} "
         f"{_bytes(images)} "
         f"({held.batch.image.dtype.name}), perturbations "
         f"{_bytes(perturbations)} ({held.perturbation.dtype.name}), labels "
