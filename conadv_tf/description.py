@@ -147,15 +147,12 @@ def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
            attack: attacks.Pgd, rates: components.Schedule) -> list[str]:
   """Every aspect of a resolved configuration."""
   work, chain = method.passes(attack)
-  norms = (f", {figures.norms} batch normalisations in branches "
-           f"{', '.join(method.branches)}" if figures.norms else "")
-  lines = [
-      counts.line(config, found),
-      f"model: {config.model.name}, {figures.parameters:,} trainable "
-      f"parameters{norms}",
   norms = (f"{figures.norms} batch normalisations in branches "
            f"{', '.join(method.branches)}" if figures.norms
            else "no batch normalisation")
+  lines = [
+      counts.line(config, found),
+      f"model: {config.model.name}, {figures.parameters:,} trainable "
       f"parameters, {norms}",
       f"method: {_method_name(config)}, lag {method.lag}; forward passes F a "
       f"step: {work:g} in all, {chain:g} in a row (vanilla: 3 and 2)",
@@ -167,7 +164,6 @@ def _lines(config: config_lib.ExperimentConfig, found: counts.Counts,
         f"{attack.direction})")
   if method.perturbs:
     lines.append(method_lines.perturbation(method))
-  lines += _batch_lines(config, method, bool(figures.norms))
   lines += _batch_lines(config, method, figures.norms > 0)
   lines += config_lib.describe_unlabelled(config)
   if config.growth.name != "none":
@@ -233,11 +229,6 @@ def _batch_lines(config: config_lib.ExperimentConfig,
            f"{math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)"
            if runtime.strategy == "tpu" or config.data.name == "tfrecord"
            else "")
-  return [
-  # The paper's, of ImageNet.
-  cores = (
-      "" if config_lib.is_text(config) else f"; at {_IMAGES_PER_CORE} images a "
-      f"core, {math.ceil(batch / _IMAGES_PER_CORE):,} TPU core(s)")
   lines = [
       f"updates: {derived.total_steps:,} of {batch:,} examples, "
       f"{derived.steps_per_epoch:g} an epoch, for {config.schedule.epochs:g} "
@@ -245,9 +236,6 @@ def _batch_lines(config: config_lib.ExperimentConfig,
       f"batch: {batch:,} = {derived.virtual_replicas} virtual replica(s) of "
       f"{rows} = {config_lib.training_replicas(runtime)} replica(s) x "
       f"{runtime.micro_batches} micro batch(es){cores}",
-      f"batch statistics: over {images} images, {group} replica(s) together",
-      f"{runtime.micro_batches} "
-      f"micro batch(es){cores}",
   ]
   if normalises:
     lines.append(f"batch statistics: over {images} images, {group} replica(s) "
@@ -306,7 +294,6 @@ def _memory_lines(config: config_lib.ExperimentConfig, found: counts.Counts,
              / config_lib.training_replicas(config.runtime))
     lines.append(
         f"held: {'tokens' if config_lib.is_text(config) else 'images'} "
-        f"held: {'sentences' if config_lib.is_text(config) else 'images'} "
         f"{_bytes(images)} "
         f"({held.batch.image.dtype.name}), perturbations "
         f"{_bytes(perturbations)} ({held.perturbation.dtype.name}), labels "

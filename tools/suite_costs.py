@@ -41,7 +41,6 @@ def published_rate() -> tuple[float, str]:
   point, = (p for p in published_times.POINTS if p.source == "Table 3"
             and p.run.method == "vanilla" and p.run.batch == 32 * 1024)
   epochs, cores = published_times.EPOCHS, point.run.devices
-  epochs, cores = published_times.EPOCHS, point.run.cores
   return epochs * cost_model.IMAGENET_IMAGES / point.printed / cores, (
       f"a TPU v3 core's in Table 3 of the ConAdv paper: {epochs} epochs at "
       f"batch 32k in {point.printed:g} s on {cores} cores")
@@ -109,9 +108,6 @@ def page(suite: suites.Suite, rate: float | None, each: bool,
     found: what `costs` finds, where it is known.
   """
   found = found or costs(suite)
-def page(suite: suites.Suite, rate: float | None, each: bool) -> str:
-  """The table below a title that says what it assumes."""
-  found = costs(suite)
   rows = ({way: cost for way, (_, cost) in found.items()} if each
           else by_method(found))
   rate, source = (rate, "as given") if rate else published_rate()

@@ -55,7 +55,6 @@ def load(trainer: trainers.Trainer, path: str,
         f"model.initial_weights: {path} is no run's directory, no .keras or "
         ".h5 file and no SavedModel, and holds no encoder; name one of these")
   values = _by_branch(trainer.network, values, path, replace_head, layouts)
-  values = _by_branch(trainer.network, values, path, replace_head)
   for variable, value in zip(trainer.network.variables, values, strict=True):
     if not np.isfinite(value).all():
       raise config_lib.InputError(
