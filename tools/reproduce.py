@@ -65,7 +65,7 @@ def main() -> None:
       raise InputError("--suite and --output are needed; suites are "
                        f"{', '.join(suites.names())}")
     suite = suites.load(_SUITE.value, _BUDGET.value, _SET.value)
-    seeds = _seeds(suite)
+    seeds = _seeds()
     ways = _ways(suite)
     folder = pathlib.Path(_OUTPUT.value).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,12 @@ def main() -> None:
     if tuning:
       print(f"{len(tuning)} runs of tuning", flush=True)
       runner.run(tuning, lambda run: None)
-    runs = runner.final_runs(seeds, ways)
+    runs = runner.final_runs(ways, seeds)
     for run in _pictured(suite, runs):
       runner.check_pictures(run)
     print(f"{len(runs)} runs: {len(ways)} ways, seeds "
-          f"{', '.join(map(str, seeds))}", flush=True)
+          f"{', '.join(map(str, sorted({run.seed for run in runs})))}",
+          flush=True)
     runner.run(runs, runner.evaluate)
     for run in _pictured(suite, runs):
       runner.picture(run)
@@ -96,9 +97,9 @@ def main() -> None:
     print(f"Report: {folder / 'report.html'}")
 
 
-def _seeds(suite: suites.Suite) -> list[int]:
+def _seeds() -> list[int] | None:
   try:
-    return [int(text) for text in _SEEDS.value or suite.seeds]
+    return [int(text) for text in _SEEDS.value] or None
   except ValueError as error:
     raise InputError(f"--seeds={','.join(_SEEDS.value)}: whole numbers, "
                      "separated by commas") from error

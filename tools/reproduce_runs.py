@@ -109,14 +109,22 @@ class Runner:
       raise InputError(f"way {way.name}: all its tuning runs diverged")
     return max(tried, key=lambda point: point.value).overrides if tried else ()
 
-  def final_runs(self, seeds: Sequence[int],
-                 ways: Sequence[suites.Way]) -> list[Run]:
-    """Every way with its seeds; all tuning is done."""
+  def final_runs(self, ways: Sequence[suites.Way],
+                 only: Sequence[int] | None = None) -> list[Run]:
+    """Every way with its seeds; all tuning is done.
+
+    Args:
+      ways: which are trained.
+      only: these of a way's own seeds, and for ways without own ones these in
+        place of the suite's; None means all.
+    """
     chosen = {way.name: self.chosen(way) for way in ways}
+    own = {way.name: way.seeds or only or self._suite.seeds for way in ways}
+    seeds = only or sorted({seed for found in own.values() for seed in found})
     return [Run(way, seed, chosen[way.name],
                 self._folder / way.name / f"seed{seed}")
             for seed in seeds for way in ways
-            if way.seeds is None or seed in way.seeds]
+            if seed in own[way.name]]
 
   def run(self, runs: Sequence[Run], then: Callable[[Run], None]) -> None:
     """Trains all of them.

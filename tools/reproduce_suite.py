@@ -95,7 +95,7 @@ class Way:
     tuning: None where nothing is tuned.
     like: another way, whose tuned values it takes; None: its own.
     paper: column of a table -> what the paper prints.
-    seeds: of the suite's, those that it is trained with; None means all.
+    seeds: with which it is trained; None means the suite's.
     workers: processes that train it together.
     config: files after the suite's.
   """
@@ -120,7 +120,7 @@ class Suite:
     about: paragraphs in Markdown.
     config: files, later ones win.
     data: None where the configuration names its own.
-    seeds: of every way.
+    seeds: of ways that name none.
     overrides: of every way.
     evaluations: at the end of every run.
     ways: by name, in order.

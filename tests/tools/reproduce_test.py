@@ -229,10 +229,12 @@ def test_tuning_takes_the_best_that_did_not_diverge(
   assert runner.chosen(way) == ('schedule.peak_lr=2',)
   assert runner.chosen(suite.ways['like']) == ('schedule.peak_lr=2',)
   assert runner.chosen(suite.ways['fixed']) == ()
+  ways = list(suite.ways.values())
+  assert [(run.seed, run.way.name) for run in runner.final_runs(ways)] == [
+      (0, 'vanilla'), (0, 'like'), (1, 'vanilla'), (1, 'like'), (1, 'fixed')]
   assert [(run.seed, run.way.name) for run in runner.final_runs(
-      [0, 1], list(suite.ways.values()))] == [
-          (0, 'vanilla'), (0, 'like'), (1, 'vanilla'), (1, 'like'),
-          (1, 'fixed')]
+      ways, [0, 2])] == [
+          (0, 'vanilla'), (0, 'like'), (2, 'vanilla'), (2, 'like')]
   (second.path / 'diverged').touch()
   assert runner.chosen(way) == ('schedule.peak_lr=1',)
   (first.path / 'diverged').touch()
