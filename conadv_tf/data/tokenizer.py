@@ -105,7 +105,7 @@ def _trimmed(parts: list[tf.RaggedTensor], room: int
     kept = [tf.minimum(lengths[0], room)]
   else:
     first = tf.minimum(
-        lengths[0], tf.maximum((room + 1) // 2, room - lengths[1]))
+        lengths[0], tf.maximum(room - lengths[1], (room + 1) // 2))
     kept = [first, tf.minimum(lengths[1], room - first)]
   return [tf.RaggedTensor.from_tensor(part.to_tensor(shape=[None, room]), size)
           for part, size in zip(parts, kept)]
