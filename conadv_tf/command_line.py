@@ -56,11 +56,11 @@ def start(main: Callable[..., None], takes_arguments: bool = False) -> None:
 
 
 class _Plain(python_logging.Formatter):
-  """Writes `warning: ...` beside the `error: ...` that ends a command."""
+  """Writes `warning: ...`; `error: ...` is the line that ends a command."""
 
   def format(self, record: python_logging.LogRecord) -> str:
     """The line; absl's has a date, a thread and a line of code."""
-    return f"{record.levelname.lower()}: {super().format(record)}"
+    return f"warning: {super().format(record)}"
 
 
 @contextlib.contextmanager

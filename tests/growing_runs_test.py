@@ -287,7 +287,7 @@ def test_a_hessian_that_is_not_finite_does_not_stop_a_run(
           tiny.SETTINGS, _SETTINGS, f'model.name={curved.__name__}:kinked',
           'schedule.epochs=2')))
   assert done.code == 0, done.err
-  assert [line.partition('] ')[2] for line in done.err.splitlines()
+  assert [line.partition('warning: ')[2] for line in done.err.splitlines()
           if 'eigenvalue' in line] == [
               f'no eigenvalue after {n} initial batches: the Hessian product '
               "is not finite, first in layer 'kink'; training goes on with the "

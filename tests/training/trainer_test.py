@@ -155,8 +155,7 @@ def test_a_second_fit_continues(method: Any) -> None:
 @pytest.mark.parametrize('name', [
     'conadv', pytest.param('conadv lag 2', marks=pytest.mark.slow)])
 def test_compiling_again_between_fits(name: str) -> None:
-  trainer = running.train(running.METHODS[name](), updates=2,
-                          model=lambda: running.small_network(0, False))
+  trainer = running.train(running.METHODS[name](), updates=2)
   trainer.compile(keras.optimizers.SGD(0.1), running.LOSS, metrics=['accuracy'])
   history = trainer.fit(running.dataset(32), steps_per_epoch=2, verbose=0)
   assert history.history['perturbation_linf'] == pytest.approx([16], abs=.01)
