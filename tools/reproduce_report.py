@@ -85,7 +85,8 @@ def table(suite: suites.Suite, spec: Mapping[str, Any],
   """Markdown: a row for each way, beside what the paper prints."""
   columns, rows = spec["columns"], []
   show = each if spec.get("by_seed") else cell
-  ways = [suite.ways[name] for name in spec.get("ways", suite.ways)]
+  names = spec.get("ways", suite.ways)
+  ways = [suite.ways[name] for name in names if name in results]
   paper = [title for title in columns
            if any(title in way.paper for way in ways)]
   for way in ways:
@@ -98,8 +99,10 @@ def table(suite: suites.Suite, spec: Mapping[str, Any],
         *(show(*both) for both in zip(values, columns.values())),
         *(f"{way.paper[title]:g}" if title in way.paper else ""
           for title in paper)])
-  return figures.table(
+  text = figures.table(
       ["way", "n", *columns, *(f"paper: {title}" for title in paper)], rows)
+  missing = [name for name in names if name not in results]
+  return text + (f"\n\nNot run: {', '.join(missing)}." if missing else "")
 
 
 def pairs(spec: Mapping[str, Any], results: Results) -> str:
@@ -111,7 +114,7 @@ def pairs(spec: Mapping[str, Any], results: Results) -> str:
   key, against = spec["of"], results.get(spec["against"], {})
   margin = spec.get("margin")
   rows = []
-  for way in spec["ways"]:
+  for way in filter(results.__contains__, spec["ways"]):  # others: not run
     found = [(a, b) for a, b in (
         (values, against.get(seed))
         for seed, values in results.get(way, {}).items())

@@ -68,7 +68,7 @@ def test_a_margin_is_in_points() -> None:
   assert reproduce_report.pairs(spec, results).splitlines()[2:] == [
       '| b | 5 | +0.00 | 0.16 | -0.15 .. +0.15 | equivalent |',
       '| c | 5 | +0.40 | 0.02 | +0.38 .. +0.42 | differs |']
-  head = reproduce_report.pairs(spec, {}).splitlines()
+  head = reproduce_report.pairs(spec, {'b': {}}).splitlines()
   assert head[0].endswith('| 90 % interval | margin 0.3 |')
   assert head[2] == '| b | 0 | - | - | - | not resolved (n < 5) |'
 
