@@ -162,6 +162,8 @@ def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
     histories.setdefault(name, []).extend(directory.metrics())
     config = directory.saved_config().as_dict()
     if not run.diverged:
+      results[name][run.seed]["config_hash"] = reproduce_runs.config_hash(
+          config)
       images.setdefault(name, []).append(
           results[name][run.seed]["step"] * config["data"]["global_batch_size"])
     for key in keys:

@@ -1,8 +1,9 @@
 """The runs of a suite: tuning, training, evaluation; no flags."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -289,6 +290,15 @@ class Runner:
     if config.method.name == "vanilla" or config_lib.is_text(config):
       raise InputError(f"pictures: way {run.way.name} makes no adversarial "
                        "images; leave it out")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """12 hexadecimal digits of all keys but the two that say where files lie."""
+  places = ("data.path", "model.initial_weights")
+  keys = [(key, value) for key, value in config_lib.flatten(config)
+          if key not in places]
+  return hashlib.sha256(json.dumps(
+      keys, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def figures_of(run: Run, evaluations: Sequence[suites.Evaluation]
