@@ -3,7 +3,6 @@
 import json
 import os
 from typing import Any
-import warnings
 
 import tensorflow as tf
 
@@ -40,9 +39,7 @@ class WordPiece(tf.Module):
     Raises:
       InputError: [PAD], [UNK], [CLS] or [SEP] is missing.
     """
-    with warnings.catch_warnings():  # About a package's own imports.
-      warnings.simplefilter('ignore', UserWarning)
-      import tensorflow_text as tf_text  # Slow to import.
+    import tensorflow_text as tf_text  # Slow to import.
 
     super().__init__(name='word_piece')
     special = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')

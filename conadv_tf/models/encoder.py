@@ -6,7 +6,6 @@ Optimized BERT Pretraining Approach" (2019). Built of `official.nlp`'s layers.
 """
 
 from typing import Any, NamedTuple
-import warnings
 
 import tensorflow as tf
 
@@ -214,9 +213,7 @@ def _pool(x: tf.Tensor, real: tf.Tensor, kind: str, pooling: str,
 
 
 def _nlp_layers() -> Any:
-  with warnings.catch_warnings():  # about a package's own imports
-    warnings.simplefilter("ignore", UserWarning)
-    from official.nlp.modeling import layers as nlp  # takes seconds
+  from official.nlp.modeling import layers as nlp  # takes seconds
   return nlp
 
 
