@@ -206,8 +206,7 @@ def _warn_of_sizes(config: config_lib.ExperimentConfig) -> None:
         "data.global_batch_size=%d is more than the %d training examples: "
         "a batch holds some of them more than once", batch, examples)
   radius = config.attack.radius
-  attacks = config.method.name != "vanilla" and not config_lib.is_text(config)
-  if attacks and 0 < radius < _SMALLEST_RADIUS:
+  if config_lib.attacks_images(config) and 0 < radius < _SMALLEST_RADIUS:
     logging.warning(
         "attack.radius=%g is in 1/255 of the pixel range, so less than any "
         "pixel can show; %g of the range is attack.radius=%g", radius, radius,

@@ -259,11 +259,7 @@ class Runner:
       if self._suite.data:
         _, final = reproduce_data.places(self._suite.data, self._folder)
         command.append(f"--data_path={final}")
-      code = self.call(command, pathlib.Path(f"{run.path}.log"))
-      if code:
-        raise InputError(f"the evaluation {evaluation.name} of {run.path} "
-                         f"ended with code {code}, see {run.path}.log")
-
+      self._follow(run, command, f"the evaluation {evaluation.name}")
 
   def picture(self, run: Run) -> None:
     """Draws the run's adversarial images into images.png, once.
@@ -279,15 +275,20 @@ class Runner:
     if self._suite.data:
       train, _ = reproduce_data.places(self._suite.data, self._folder)
       command.append(f"--data_path={train}")
-    code = self.call(command, pathlib.Path(f"{run.path}.log"))
+    self._follow(run, command, "the picture")
+
+  def _follow(self, run: Run, command: Sequence[str], what: str) -> None:
+    """Runs what follows a training, its output behind the training's."""
+    log = pathlib.Path(f"{run.path}.log")
+    code = self.call(command, log)
     if code:
-      raise InputError(f"the picture of {run.path} ended with code {code}, see "
-                       f"{run.path}.log")
+      raise InputError(
+          f"{what} of {run.path} ended with code {code}, see {log}")
 
   def check_pictures(self, run: Run) -> None:
     """Raises InputError where the run will make no adversarial images."""
     config = config_lib.load(self._files(run), self._overrides(run))
-    if config.method.name == "vanilla" or config_lib.is_text(config):
+    if not config_lib.attacks_images(config):
       raise InputError(f"pictures: way {run.way.name} makes no adversarial "
                        "images; leave it out")
 

@@ -4,6 +4,7 @@ Built on `official.modeling.hyperparams`, which merges and saves but checks
 neither types nor ranges; that part is here.
 """
 
+from conadv_tf.config.attack_rules import attacks_images
 from conadv_tf.config.checks import check_batch, check_outputs, validate
 from conadv_tf.config.compression_rules import (
     travels as gradients_travel_in_codes,

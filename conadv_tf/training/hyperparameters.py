@@ -31,7 +31,7 @@ def of(config: config_lib.ExperimentConfig
   """
   default = dict(config_lib.flatten(config_lib.ExperimentConfig().as_dict()))
   always = set(_ALWAYS)
-  if config.method.name != "vanilla" and not config_lib.is_text(config):
+  if config_lib.attacks_images(config):
     always.update(_ATTACKED)
   return {
       key: _plain(value)
