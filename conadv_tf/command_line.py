@@ -5,7 +5,7 @@ import contextlib
 import logging as python_logging
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 import warnings
 
 from absl import app, flags, logging
@@ -80,6 +80,21 @@ def one_line_errors() -> Iterator[None]:
     _exit(str(error))
   except exits.Stop as error:
     _exit(str(error), error.exit_code)
+
+
+def numbers(flag: flags.FlagHolder, kind: type) -> list[Any]:
+  """The values of a list flag.
+
+  Raises:
+    InputError: if one is not of this kind.
+  """
+  from conadv_tf import config
+  try:
+    return [kind(text) for text in flag.value]
+  except ValueError as error:
+    raise config.InputError(
+        f"--{flag.name}: must be numbers such as 2,4,8, got "
+        f"{','.join(flag.value)!r}") from error
 
 
 def check_output(path: str) -> None:

@@ -96,7 +96,8 @@ def main() -> None:
         _MODEL_DIR.value, _DATA_PATH.value)
     plan = robustness.plan(
         experiment, _ATTACKS.value, branch=_BRANCH.value,
-        radii=_numbers(_RADII, float), steps=_numbers(_STEPS, int),
+        radii=command_line.numbers(_RADII, float),
+        steps=command_line.numbers(_STEPS, int),
         subset=_SUBSET.value, doubts=_SANITY.value)
     if _CURVATURE.value:  # what cannot be must not cost an evaluation
       experiment.curvature.check(**_options())
@@ -131,17 +132,6 @@ def main() -> None:
         file.write(text + "\n")
     if failure:
       raise failure
-
-
-def _numbers(flag: Any, kind: type) -> list[Any]:
-  """The values of a list of numbers."""
-  from conadv_tf import config
-  try:
-    return [kind(text) for text in flag.value]
-  except ValueError as error:
-    raise config.InputError(
-        f"--{flag.name}: must be numbers such as 2,4,8, got "
-        f"{','.join(flag.value)!r}") from error
 
 
 def _check_curvature() -> None:

@@ -33,9 +33,9 @@ _CONFIG_FILE = flags.DEFINE_multi_string(
 _PARAMS_OVERRIDE = flags.DEFINE_multi_string(
     "params_override", [], "As in training.")
 _RATES = flags.DEFINE_list(
-    "rates", None, "Peak learning rates; by default the configuration's.")
+    "rates", [], "Peak learning rates; by default the configuration's.")
 _SEEDS = flags.DEFINE_list(
-    "seeds", None, "By default the configuration's.")
+    "seeds", [], "By default the configuration's.")
 _POINTS = flags.DEFINE_integer(
     "points", 20, "Updates to measure at.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
@@ -49,7 +49,7 @@ def main() -> None:
     for name in ("results.json", "report.md", "figure.png"):
       command_line.check_output(str(folder / name))
     from tools import staleness_report as report
-    seeds = _seeds()
+    seeds = command_line.numbers(_SEEDS, int) or [None]
     runs = [_pool([_measure(rate, seed) for seed in seeds])
             for rate in _rates()]
     found = {
@@ -63,21 +63,10 @@ def main() -> None:
 
 def _rates() -> list[float | None]:
   from conadv_tf import config
-  try:
-    rates = [float(text) for text in _RATES.value or []]
-  except ValueError as error:
-    raise config.InputError(f"--rates: {error}") from error
+  rates = command_line.numbers(_RATES, float)
   if any(not rate > 0 for rate in rates):
     raise config.InputError(f"--rates={','.join(_RATES.value)}: must be > 0")
   return rates or [None]
-
-
-def _seeds() -> list[int | None]:
-  from conadv_tf import config
-  try:
-    return [int(text) for text in _SEEDS.value or []] or [None]
-  except ValueError as error:
-    raise config.InputError(f"--seeds: {error}") from error
 
 
 def _pool(runs: list[dict[str, Any]]) -> dict[str, Any]:

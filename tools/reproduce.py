@@ -53,7 +53,6 @@ _BUDGET = flags.DEFINE_string("budget", None, "One of the suite's budgets.")
 _ONLY = flags.DEFINE_list("only", [], "Some of the ways; default: all.")
 _JOBS = flags.DEFINE_integer(
     "jobs", 1, "Runs side by side, which share the cores.", lower_bound=1)
-
 _BENCHMARK = flags.DEFINE_bool(
     "benchmark", True, "Measure the speed of a step, where the suite does.")
 
@@ -65,7 +64,7 @@ def main() -> None:
       raise InputError("--suite and --output are needed; suites are "
                        f"{', '.join(suites.names())}")
     suite = suites.load(_SUITE.value, _BUDGET.value, _SET.value)
-    seeds = _seeds()
+    seeds = command_line.numbers(_SEEDS, int)
     ways = _ways(suite)
     folder = pathlib.Path(_OUTPUT.value).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,13 +80,14 @@ def main() -> None:
       print(f"{len(tuning)} runs of tuning", flush=True)
       runner.run(tuning, lambda run: None)
     runs = runner.final_runs(ways, seeds)
-    for run in _pictured(suite, runs):
+    pictured = _pictured(suite.pictures, runs)
+    for run in pictured:
       runner.check_pictures(run)
     print(f"{len(runs)} runs: {len(ways)} ways, seeds "
           f"{', '.join(map(str, sorted({run.seed for run in runs})))}",
           flush=True)
     runner.run(runs, runner.evaluate)
-    for run in _pictured(suite, runs):
+    for run in pictured:
       runner.picture(run)
     if suite.benchmark and _BENCHMARK.value:
       print("Measuring the speed of a step; let nothing else run", flush=True)
@@ -95,14 +95,6 @@ def main() -> None:
           suite, folder, 1).call)
     print(_report(suite, runner, runs, folder))
     print(f"Report: {folder / 'report.html'}")
-
-
-def _seeds() -> list[int] | None:
-  try:
-    return [int(text) for text in _SEEDS.value] or None
-  except ValueError as error:
-    raise InputError(f"--seeds={','.join(_SEEDS.value)}: whole numbers, "
-                     "separated by commas") from error
 
 
 def _sized(suite: suites.Suite) -> suites.Suite:
@@ -138,11 +130,10 @@ def _tuned(suite: suites.Suite, ways: list[suites.Way]) -> list[suites.Way]:
   return list(needed.values())
 
 
-def _pictured(suite: suites.Suite, runs: list[reproduce_runs.Run]
+def _pictured(specs: list[dict[str, Any]], runs: list[reproduce_runs.Run]
               ) -> list[reproduce_runs.Run]:
   """Those whose adversarial images are shown."""
-  wanted = {(way, spec["seed"])
-            for spec in suite.pictures for way in spec["ways"]}
+  wanted = {(way, spec["seed"]) for spec in specs for way in spec["ways"]}
   return [run for run in runs if (run.way.name, run.seed) in wanted]
 
 
@@ -185,15 +176,14 @@ def _pictures(suite: suites.Suite, runs: list[reproduce_runs.Run],
   sections = []
   for spec in suite.pictures:
     parts = [spec.get("about", "").strip()]
-    for run in runs:
-      if run.way.name in spec["ways"] and run.seed == spec["seed"]:
-        name = f"images_{run.way.name}_{run.seed}.png"
-        if run.diverged:
-          parts.append(f"{run.way.name} diverged.")
-        else:
-          shutil.copy(run.path / reproduce_runs.PICTURE, folder / name)
-          parts.append(f"{run.way.name}, seed {run.seed}:")
-          parts.append(f"![{run.way.name}]({name})")
+    for run in _pictured([spec], runs):
+      name = f"images_{run.way.name}_{run.seed}.png"
+      if run.diverged:
+        parts.append(f"{run.way.name} diverged.")
+      else:
+        shutil.copy(run.path / reproduce_runs.PICTURE, folder / name)
+        parts += [f"{run.way.name}, seed {run.seed}:",
+                  f"![{run.way.name}]({name})"]
     sections.append((spec["title"], "\n\n".join(filter(None, parts))))
   return sections
 
