@@ -63,8 +63,17 @@ class Interruption:
           s: signal.signal(s, self._handle) for s in _SIGNALS}
     return self
 
-  def __exit__(self, *error: Any) -> None:
-    """Puts the previous handlers back."""
+  def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    """Puts the previous handlers back.
+
+    Not that of SIGTERM when the process is to end because of a signal: it
+    would not outlive the one that a launcher sends as soon as the first
+    worker has ended, and its last line and exit code would be lost.
+    """
+    del kind, traceback
+    if isinstance(error, exits.Terminated):
+      self.deferred = True
+      self._previous.pop(signal.SIGTERM, None)
     for signum, handler in self._previous.items():
       signal.signal(signum, handler)
 

@@ -1,5 +1,6 @@
 """SIGTERM to a single process; groups are in elastic_test.py."""
 
+from collections.abc import Iterator
 import json
 import pathlib
 import signal
@@ -69,6 +70,28 @@ def test_only_a_second_ctrl_c_ends_at_once(
           for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+  """Puts the handler back that a run which was stopped has left."""
+  handler = signal.getsignal(signal.SIGTERM)
+  yield
+  signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures('sigterm')
+def test_sigterm_does_not_cut_a_stopped_run_short() -> None:
+  # Another worker's signal has stopped this one. The launcher passes it on.
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(exits.Terminated, match='saved after SIGTERM'):
+    with interruption.Interruption() as stop:
+      raise stop.terminated('saved')
+  signal.raise_signal(signal.SIGTERM)
+  signal.raise_signal(signal.SIGTERM)
+  assert stop.signum == signal.SIGTERM
+  assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.usefixtures('sigterm')
 def test_outside_of_updates_a_signal_ends_at_once() -> None:
   with pytest.raises(exits.Terminated, match='stopped after SIGINT') as error:
     with interruption.Interruption():
