@@ -219,13 +219,15 @@ def draw(spec: Mapping[str, Any], results: Results,
       axis.errorbar(
           x, [v.mean() for v in values],
           [v.std(ddof=1) if len(v) > 1 else 0 for v in values],
-          label=line, marker="o", markersize=3, capsize=2)
+          label=line if x else None,  # but each line keeps its colour
+          marker="o", markersize=3, capsize=2)
     if spec["x"] == "data.global_batch_size":
       axis.set_xscale("log", base=2)
     axis.set(xlabel=spec.get("xlabel", spec["x"]),
              ylabel=title + (", %" if scale > 1 else ""))
     axis.grid(alpha=0.3)
-  axes[0, 0].legend(frameon=False, fontsize=8)
+  if axes[0, 0].get_legend_handles_labels()[1]:
+    axes[0, 0].legend(frameon=False, fontsize=8)
   picture.savefig(path, dpi=100)
   pyplot.close(picture)
   return any(len(line.get_xdata()) for axis in axes[0] for line in axis.lines)

@@ -73,6 +73,24 @@ def test_a_margin_is_in_points() -> None:
   assert head[2] == '| b | 0 | - | - | - | not resolved (n < 5) |'
 
 
+def test_a_legend_names_only_lines_with_points(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  from matplotlib import colors, pyplot
+  pictures = []
+  monkeypatch.setattr(pyplot, 'close', pictures.append)
+  spec = {'x': 'attack.radius', 'y': {'accuracy': 'test/accuracy'},
+          'lines': {'not run': ['a'], 'run': ['b']}}
+  assert reproduce_report.draw(
+      spec, {'b': {0: {'test/accuracy': 0.5}}}, {},
+      {'attack.radius': {'b': 4.0}}, tmp_path / 'figure.png')
+  (axis,) = pictures[0].axes
+  (text,) = axis.get_legend().get_texts()
+  assert text.get_text() == 'run'
+  drawn = [line for line in axis.lines if len(line.get_xdata())]
+  # Each line keeps the colour it has where all have points.
+  assert {line.get_color() for line in drawn} == {colors.to_hex('C1')}
+
+
 def test_a_gap_is_in_points() -> None:
   assert reproduce_report.cell(
       np.array([0.05, 0.07]), 'test/generalization_gap') == '6.00 ± 1.41'
