@@ -100,6 +100,8 @@ def test_described_without_the_files(tmp_path: pathlib.Path) -> None:
     ('data.builder=glue/sst2:2.0.0,text.task=cola',
      'data.builder=glue/sst2:2.0.0: text.task=cola is in glue/cola; set'),
     ('data.builder=glue/mrpc,text.task=mnli_mismatched', 'is in glue/mnli'),
+    ('data.builder=glue,text.task=sst2',
+     '=glue: text.task=sst2 is in glue/sst2'),
     ('text.task=stsb,objective.label_smoothing=0.1', 'its labels are numbers'),
     ('text.task=stsb,evaluation.target_accuracy=0.9', 'has no accuracy'),
     ('evaluation.patience=1,evaluation.monitor=f1',

@@ -169,7 +169,8 @@ def check(config: ExperimentConfig) -> None:
         f'of a sentence of text.task={name}; set at least {shortest}')
   builder = (config.data.builder or '').partition(':')[0].split('/')
   own = task.files[0].removesuffix('_train')
-  if builder[0] == 'glue' and builder[1:2] not in ([], [own]):
+  # Without a name TensorFlow Datasets takes its first, CoLA.
+  if builder[0] == 'glue' and [*builder, 'cola'][1] != own:
     raise InputError(
         f'data.builder={config.data.builder}: text.task={name} is in '
         f'glue/{own}; set one to the other, or for TSV files '
