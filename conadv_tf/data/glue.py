@@ -220,8 +220,8 @@ def _read_file(path: str, task: Task) -> _Rows:
 
 
 def _is_empty(sentence: str) -> bool:
-  """Whether no token comes of it: BERT takes control characters out."""
-  return all(c.isspace() or unicodedata.category(c) in ('Cc', 'Cf')
+  """Whether no token comes of it: BERT drops controls, and lone accents."""
+  return all(c.isspace() or unicodedata.category(c) in ('Cc', 'Cf', 'Mn')
              for c in sentence)
 
 

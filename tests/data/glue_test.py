@@ -71,6 +71,7 @@ def test_pipelines_take_tokens(tmp_path: pathlib.Path) -> None:
     (b'sentence\tlabel\nok\t1\n\xff\xfe\t1\n', 'line 3: invalid UTF-8 at byte'),
     (b'sentence\tlabel\nok\t1\n \t1\n', 'line 3: sentence is empty'),
     ('sentence\tlabel\n\u200b\x7f\t1\n'.encode(), 'line 2: sentence is empty'),
+    ('sentence\tlabel\n\u0301\t1\n'.encode(), 'line 2: sentence is empty'),
     (b'sentence\tlabel\nok\t2\n', "line 2: label '2' is no integer in 0 .. 1"),
     (b'sentence\tlabel\nok\t1.0\n', "line 2: label '1.0' is no integer"),
     (b'sentence\tscore\nok\t1\n', 'no column label; its header line has '
