@@ -206,16 +206,18 @@ def draw(spec: Mapping[str, Any], results: Results,
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot
+  panels = {}
+  for title, key in spec["y"].items():
+    lines = {line: _drawable(key, *_points(
+        spec, key, ways, results, histories, positions.get(spec["x"], {})))
+             for line, ways in spec["lines"].items()}
+    if any(x for x, _ in lines.values()):  # others would be empty axes
+      panels[title] = key, lines
+  count = max(1, len(panels))
   picture, axes = pyplot.subplots(
-      1, len(spec["y"]), figsize=(5 * len(spec["y"]), 3.8), squeeze=False,
-      layout="constrained")
-  for axis, (title, key) in zip(axes[0], spec["y"].items()):
-    scale = _scale(key)
-    for line, ways in spec["lines"].items():
-      x, values = _points(spec, key, ways, results, histories,
-                          positions.get(spec["x"], {}))
-      x, values = zip(*((a, scale * v) for a, v in zip(x, values) if len(v))
-                      ) if any(map(len, values)) else ((), ())
+      1, count, figsize=(5 * count, 3.8), squeeze=False, layout="constrained")
+  for axis, (title, (key, lines)) in zip(axes[0], panels.items()):
+    for line, (x, values) in lines.items():
       axis.errorbar(
           x, [v.mean() for v in values],
           [v.std(ddof=1) if len(v) > 1 else 0 for v in values],
@@ -223,14 +225,22 @@ def draw(spec: Mapping[str, Any], results: Results,
           marker="o", markersize=3, capsize=2)
     if spec["x"] == "data.global_batch_size":
       axis.set_xscale("log", base=2)
+      axis.set_xticks(sorted({a for x, _ in lines.values() for a in x}))
+      axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set(xlabel=spec.get("xlabel", spec["x"]),
-             ylabel=title + (", %" if scale > 1 else ""))
+             ylabel=title + (", %" if _scale(key) > 1 else ""))
     axis.grid(alpha=0.3)
-  if axes[0, 0].get_legend_handles_labels()[1]:
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
   picture.savefig(path, dpi=100)
   pyplot.close(picture)
-  return any(len(line.get_xdata()) for axis in axes[0] for line in axis.lines)
+  return bool(panels)
+
+
+def _drawable(key: str, x: Sequence[float], values: Sequence[np.ndarray]
+              ) -> tuple[list[float], list[np.ndarray]]:
+  """The points that have values, in the unit that is shown."""
+  found = [(a, _scale(key) * v) for a, v in zip(x, values) if len(v)]
+  return [a for a, _ in found], [v for _, v in found]
 
 
 def write(suite: suites.Suite, results: Results,

@@ -91,6 +91,28 @@ def test_a_legend_names_only_lines_with_points(
   assert {line.get_color() for line in drawn} == {colors.to_hex('C1')}
 
 
+def test_axes_without_points_are_left_out(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  from matplotlib import pyplot
+  pictures = []
+  monkeypatch.setattr(pyplot, 'close', pictures.append)
+  spec = {'x': 'data.global_batch_size',
+          'y': {'loss': 'loss', 'accuracy': 'test/accuracy'},
+          'lines': {'vanilla': ['a', 'b']}}
+  results = {'a': {0: {'test/accuracy': 0.5}}, 'b': {0: {'test/accuracy': 0.4}}}
+  positions = {'data.global_batch_size': {'a': 32, 'b': 2048}}
+  assert reproduce_report.draw(
+      spec, results, {}, positions, tmp_path / 'figure.png')
+  (axis,) = pictures[0].axes
+  assert axis.get_ylabel() == 'accuracy, %'
+  assert axis.lines[0].get_ydata().tolist() == [50, 40]
+  pictures[0].canvas.draw()
+  assert [text.get_text() for text in axis.get_xticklabels()] == ['32', '2,048']
+  spec['y'] = {'loss': 'loss'}
+  assert not reproduce_report.draw(
+      spec, results, {}, positions, tmp_path / 'figure.png')
+
+
 def test_a_gap_is_in_points() -> None:
   assert reproduce_report.cell(
       np.array([0.05, 0.07]), 'test/generalization_gap') == '6.00 ± 1.41'
