@@ -167,7 +167,21 @@ def _report(suite: suites.Suite, runner: reproduce_runs.Runner,
     more.append(("Speed of a step", reproduce_speed.section(
         suite.benchmark, reproduce_speed.read(folder), images)))
   return reproduce_report.write(
-      suite, results, histories, positions, _facts(), tuned, folder, more)
+      _described(suite), results, histories, positions, _facts(), tuned,
+      folder, more)
+
+
+def _described(suite: suites.Suite) -> suites.Suite:
+  """The suite, whose text also says what this command changed in it."""
+  changed = [f"`{_without_folder(text)}`" for text in suite.changed]
+  if _EXAMPLES.value:
+    changed.append("{} examples to train, {} to validate and {} to test "
+                   "on".format(*_EXAMPLES.value))
+  if not changed:
+    return suite
+  return dataclasses.replace(suite, about=(
+      f"{suite.about.strip()}\n\n**Set for every run of this report, whatever "
+      f"stands above:** {'; '.join(changed)}."))
 
 
 def _pictures(suite: suites.Suite, runs: list[reproduce_runs.Run],
@@ -189,11 +203,10 @@ def _pictures(suite: suites.Suite, runs: list[reproduce_runs.Run],
 
 
 def _facts() -> dict[str, Any]:
-  """What made the figures; no paths of this machine."""
-  paths = ("--data=", "--output=", "--suite=")
+  """What made the figures; of paths the last names only."""
   arguments = [f"--suite={pathlib.Path(_SUITE.value).stem}", *(
       _without_folder(text) for text in sys.argv[1:]
-      if not text.startswith(paths))]
+      if not text.startswith("--suite="))]
   return {
       "command": shlex.join(["python", "-m", "tools.reproduce", *arguments]),
       "versions": json.dumps(figures.versions()),

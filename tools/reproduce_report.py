@@ -265,7 +265,7 @@ def write(suite: suites.Suite, results: Results,
   Returns:
     The report in Markdown.
   """
-  parts = [f"# {suite.title}", suite.about.strip()]
+  parts = [f"# {suite.title}", suite.about.strip(), _units(suite)]
   for spec in suite.tables:
     parts += [f"## {spec['title']}", spec.get("about", "").strip(),
               table(suite, spec, results)]
@@ -293,6 +293,14 @@ def write(suite: suites.Suite, results: Results,
           way: [[*point.overrides, point.value] for point in points]
           for way, points in tuned.items()}, "results": results}, indent=1))
   return text
+
+
+def _units(suite: suites.Suite) -> str:
+  """What the numbers of the tables are."""
+  keys = [key for spec in suite.tables for key in spec["columns"].values()]
+  return ("In tables: mean ± standard deviation over n seeds"
+          + ("; accuracies and gaps in %, their differences in points"
+             if any(_scale(key) > 1 for key in keys) else "") + ".")
 
 
 def _tuning(tuned: Mapping[str, Sequence[suites.Tried]]) -> str:

@@ -122,6 +122,7 @@ class Suite:
     data: None where the configuration names its own.
     seeds: of ways that name none.
     overrides: of every way.
+    changed: those of them that a budget or the command line set.
     evaluations: at the end of every run.
     ways: by name, in order.
     tables: see `reproduce_report`.
@@ -145,6 +146,7 @@ class Suite:
   figures: list[dict[str, Any]]
   pictures: list[dict[str, Any]]
   benchmark: Mapping[str, Any] | None
+  changed: tuple[str, ...] = ()
 
 
 _KEYS = {"title", "about", "config", "data", "seeds", "sets", "set",
@@ -168,7 +170,8 @@ def load(name: str, budget: str | None = None,
     overrides: of every way, after those.
 
   Raises:
-    InputError: if there is none, or a key is unknown or missing.
+    InputError: if there is none, a key is unknown or missing, or an override
+      is not key=value.
   """
   path = pathlib.Path(name if name.endswith(".yaml")
                       else f"{FOLDER}/{name}.yaml")
@@ -184,6 +187,10 @@ def load(name: str, budget: str | None = None,
   if budget is not None and budget not in budgets:
     raise InputError(f"--budget={budget}: {path} has "
                      f"{', '.join(budgets) or 'none'}")
+  for text in overrides:
+    if "=" not in text:
+      raise InputError(f"--set={text}: must be key=value")
+  changed = (*budgets.get(budget, ()), *overrides)
   config = tree["config"]
   tuning = Tuning(**tree["tune"]) if "tune" in tree else None
   ways = {}
@@ -196,12 +203,12 @@ def load(name: str, budget: str | None = None,
       (config,) if isinstance(config, str) else tuple(config),
       Data(**tree["data"]) if "data" in tree else None,
       tuple(tree["seeds"]),
-      (*tree.get("set", ()), *budgets.get(budget, ()), *overrides),
+      (*tree.get("set", ()), *changed),
       tuple(_evaluation(f"{path}, evaluate {key}", key, value, ways)
             for key, value in tree.get("evaluate", {"test": []}).items()),
       ways, tree.get("tables", []), _pairs(f"{path}", tree, ways),
       tree.get("figures", []), _pictures(f"{path}", tree),
-      _benchmark(f"{path}, benchmark", tree, ways))
+      _benchmark(f"{path}, benchmark", tree, ways), changed)
 
 
 def _name_ways(where: str, tree: Mapping[str, Any],

@@ -115,6 +115,8 @@ def test_bad_names(tmp_path: pathlib.Path) -> None:
     _suite(tmp_path, budget='x')
   for flags, message in (
       (('--suite=abc', '--output=x'), '--suite=abc: no file'),
+      (('--suite=absa-cifar10', '--output=x', '--set=seed'),
+       '--set=seed: must be key=value'),
       (('--suite=absa-cifar10', '--output=x', '--only=abc'),
        '--only=abc: known are')):
     done = commands.run('tools.reproduce', *flags)
@@ -373,6 +375,11 @@ def test_a_small_suite_from_start_to_report(tmp_path: pathlib.Path) -> None:
   accuracy = results['results']['vanilla']['0']['test/accuracy']
   assert f'| vanilla | 1 | {100 * accuracy:.2f} |' in report
   assert str(tmp_path) not in report
+  assert 'whatever stands above:** `data.num_examples=256`.' in report
+  assert 'accuracies and gaps in %' in report
+  # As it runs where the files lie.
+  assert ('python -m tools.reproduce --suite=two --budget=small --output=out '
+          '--jobs=2 --seeds=0') in report
   page = (tmp_path / 'out' / 'report.html').read_text()
   assert page.count('<img ') == 2 and f'{100 * accuracy:.2f}' in page
   before = commands.digest(tmp_path / 'out' / 'vanilla')
