@@ -17,6 +17,7 @@ left alone, what was interrupted resumes. Writes into DIR
     WAY/seed*/              the runs
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -68,6 +69,10 @@ def main() -> None:
     ways = _ways(suite)
     folder = pathlib.Path(_OUTPUT.value).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    if not suite.data and (_DATA.value or _EXAMPLES.value):
+      raise InputError(
+          f"--{'data' if _DATA.value else 'examples'}: the suite {suite.name} "
+          "takes no file: its runs use the data of their configuration")
     if suite.data:
       suite = _sized(suite)
       reproduce_data.prepare(
@@ -77,14 +82,15 @@ def main() -> None:
     tuning = [run for way in _tuned(suite, ways)
               for run in runner.tuning_runs(way)]
     if tuning:
-      print(f"{len(tuning)} runs of tuning", flush=True)
+      print(f"{_count(tuning, 'run')} of tuning", flush=True)
       runner.run(tuning, lambda run: None)
     runs = runner.final_runs(ways, seeds)
     pictured = _pictured(suite.pictures, runs)
     for run in pictured:
       runner.check_pictures(run)
-    print(f"{len(runs)} runs: {len(ways)} ways, seeds "
-          f"{', '.join(map(str, sorted({run.seed for run in runs})))}",
+    numbers = sorted({run.seed for run in runs})
+    print(f"{_count(runs, 'run')}: {_count(ways, 'way')}, "
+          f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}",
           flush=True)
     runner.run(runs, runner.evaluate)
     for run in pictured:
@@ -95,6 +101,10 @@ def main() -> None:
           suite, folder, 1).call)
     print(_report(suite, runner, runs, folder))
     print(f"Report: {folder / 'report.html'}")
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+  return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _sized(suite: suites.Suite) -> suites.Suite:

@@ -225,8 +225,7 @@ class Runner:
     if code == _DIVERGED:
       (run.path / "diverged").touch()
     elif code:
-      raise InputError(
-          f"{run.path} ended with code {code}, see {run.path}.log")
+      raise InputError(_ended(run.path, code, f"{run.path}.log"))
 
   def call(self, command: Sequence[str], log: pathlib.Path,
            processes: int = 1) -> int:
@@ -282,8 +281,7 @@ class Runner:
     log = pathlib.Path(f"{run.path}.log")
     code = self.call(command, log)
     if code:
-      raise InputError(
-          f"{what} of {run.path} ended with code {code}, see {log}")
+      raise InputError(_ended(f"{what} of {run.path}", code, log))
 
   def check_pictures(self, run: Run) -> None:
     """Raises InputError where the run will make no adversarial images."""
@@ -291,6 +289,17 @@ class Runner:
     if not config_lib.attacks_images(config):
       raise InputError(f"pictures: way {run.way.name} makes no adversarial "
                        "images; leave it out")
+
+
+def _ended(what: object, code: int, log: str | os.PathLike[str]) -> str:
+  """One line for a command that failed; its own last one says why."""
+  lines = []
+  if os.path.exists(log):
+    with open(log, encoding="utf-8", errors="replace") as file:
+      lines = file.read().split("\n")
+  last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+  return (f"{what} ended with code {code}, see {log}"
+          + (f": {last.removeprefix('error: ')}" if last else ""))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

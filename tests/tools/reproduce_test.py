@@ -5,6 +5,7 @@ import gzip
 import json
 import pathlib
 import subprocess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,11 @@ def test_bad_names(tmp_path: pathlib.Path) -> None:
       (('--suite=absa-cifar10', '--output=x', '--set=seed'),
        '--set=seed: must be key=value'),
       (('--suite=absa-cifar10', '--output=x', '--only=abc'),
-       '--only=abc: known are')):
+       '--only=abc: known are'),
+      (('--suite=conadv-digits', f'--output={tmp_path}', '--data=a.npz'),
+       '--data: the suite conadv-digits takes no file'),
+      (('--suite=conadv-digits', f'--output={tmp_path}', '--examples=1,1,1'),
+       '--examples: the suite conadv-digits takes no file')):
     done = commands.run('tools.reproduce', *flags)
     assert done.refusal().startswith(f'error: {message}')
 
@@ -299,10 +304,11 @@ def test_only_what_is_not_done_is_trained(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   commands_, codes = [], [0, 3, 1]
 
-  def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+  def run(command: list[str], **options: Any) -> subprocess.CompletedProcess:
     commands_.append(command)
     folder = pathlib.Path(command[-1].partition('=')[2])
     folder.mkdir(parents=True, exist_ok=True)
+    options['stdout'].write('error: of this very run\n\n')
     return subprocess.CompletedProcess(command, codes[len(commands_) - 1])
 
   monkeypatch.setattr(reproduce_runs.subprocess, 'run', run)
@@ -315,7 +321,9 @@ def test_only_what_is_not_done_is_trained(
   runner.run([done, other, third], after.append)
   assert after == [done, other, third] and len(commands_) == 2
   assert [run.diverged for run in after] == [False, False, True]
-  with pytest.raises(config.InputError, match='3 ended with code 1, see'):
+  with pytest.raises(
+      config.InputError, match=r'3 ended with code 1, see .*3\.log: of this '
+      r'very run$'):
     runner.run([failing], after.append)
   command = commands_[0]
   assert command[1:3] == ['-m', 'conadv_tf.train']
@@ -369,7 +377,7 @@ def test_a_small_suite_from_start_to_report(tmp_path: pathlib.Path) -> None:
   assert done.code == 0, done.err
   # The third way has another seed.
   assert '2 runs of tuning' in done.out
-  assert '2 runs: 3 ways, seeds 0' in done.out and '[2/2] ' in done.out
+  assert '2 runs: 3 ways, seed 0' in done.out and '[2/2] ' in done.out
   report = (tmp_path / 'out' / 'report.md').read_text()
   results = json.loads((tmp_path / 'out' / 'results.json').read_text())
   accuracy = results['results']['vanilla']['0']['test/accuracy']
