@@ -102,10 +102,22 @@ def _make(
   # Their rows stay, so that the order does not depend on `data.cache`.
   labels = [-1 if path in bad.names else label
             for path, label in zip(paths, labels, strict=True)]
+  _warn_of_empty_classes(folder, classes, labels)
   return encoded.IndexedSource(
       contents, np.array(labels), image_size=data.image_size,
       num_classes=len(classes), class_names=classes, from_files=not cache,
       names=paths, preprocessing=data.preprocessing, bad=bad, where=folder)
+
+
+def _warn_of_empty_classes(folder: str, classes: Sequence[str],
+                           labels: Sequence[int]) -> None:
+  """A class without images counts as one all the same."""
+  held = set(labels)
+  empty = [name for label, name in enumerate(classes) if label not in held]
+  if empty:
+    logging.warning('%s: no images of %d of %d classes (%s)', folder,
+                    len(empty), len(classes),
+                    ', '.join(empty[:5]) + ', ...' * (len(empty) > 5))
 
 
 def split_folder(path: str, names: Sequence[str]) -> str:

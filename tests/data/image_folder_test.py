@@ -124,6 +124,24 @@ def test_refuses_folders(folder: pathlib.Path) -> None:
     image_folder.load(_config(folder))
 
 
+def test_names_classes_without_images(
+    folder: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+  for name in ('dog', 'eel'):
+    (folder / 'train' / name).mkdir()
+  splits = image_folder.load(_config(folder))
+  assert splits.train.num_classes == 5
+  assert [record.getMessage() for record in caplog.records] == [
+      f'{folder}/train: no images of 2 of 5 classes (dog, eel)',
+      f'{folder}/val: no images of 3 of 5 classes (ant, dog, eel)']
+  for name in ('dog', 'eel'):
+    (folder / 'train' / name).rmdir()
+  (folder / 'val/bee/a.png').rename(folder / 'val/bee.png')
+  caplog.clear()
+  image_folder.load(_config(folder))
+  assert 'val: no images of 2 of 3 classes (ant, bee)' in caplog.text
+  assert 'train' not in caplog.text.replace(str(folder), '')
+
+
 @pytest.mark.parametrize('name, content, message', [
     ('a.png', b'', 'a.png: the file is empty'),
     ('notes.txt', b'x', 'notes.txt: not an image by its name'),
