@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import logging as python_logging
 import os
+import re
 import sys
 from typing import Any, NoReturn
 import warnings
@@ -11,6 +12,12 @@ import warnings
 from absl import app, flags, logging
 
 from conadv_tf import exits
+
+# Of libraries, about themselves, and from the first import of them on.
+warnings.filterwarnings("ignore", module="google")
+warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+
+_REQUIRED = re.compile(r"flag --(\w+)=None: Flag --\1 must have a value")
 
 
 def start(main: Callable[..., None], takes_arguments: bool = False) -> None:
@@ -32,7 +39,9 @@ def start(main: Callable[..., None], takes_arguments: bool = False) -> None:
     try:
       rest = flags.FLAGS(arguments)
     except flags.Error as error:
-      _exit(f"{error}; --help lists the flags")
+      missing = [f"--{name}" for name in _REQUIRED.findall(str(error))]
+      said = f"{' and '.join(missing)} must be given" if missing else error
+      _exit(f"{said}; --help lists the flags")
     if len(rest) > 1 and not takes_arguments:
       _exit(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest
@@ -68,8 +77,6 @@ def one_line_errors() -> Iterator[None]:
   """Turns InputError and exits.Stop into one line on stderr and their code."""
   # TensorFlow's start-up chatter would bury that line.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  warnings.filterwarnings("ignore", module="google")
-  warnings.filterwarnings("ignore", "pkg_resources is deprecated")
   from conadv_tf import config
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # app.run made it INFO

@@ -227,6 +227,14 @@ def test_an_unknown_flag_is_one_line() -> None:
   assert 'unexpected argument' in commands.run(_TRAIN, 'stray').refusal()
 
 
+def test_flags_that_are_missing_are_named_together() -> None:
+  done = commands.run('tools.measure_staleness')
+  assert done.refusal() == (
+      'error: --config_file and --output must be given; --help lists the flags')
+  # And no library says before it what Python it wants.
+  assert 'FutureWarning' not in done.err
+
+
 def test_help_succeeds() -> None:
   for flag in ('--help', '--helpfull'):
     done = commands.run(_TRAIN, flag)
