@@ -115,9 +115,10 @@ class Progress:
     if now - self._shown < (0.2 if self._terminal else _LINE_SECONDS):
       return
     self._shown = now
-    left = (now - self._start) * (self._work / max(self._done, 1e-9) - 1.0)
-    text = (f"attacks: {label}, {self._done / self._work:.0%} done, "
-            f"{int(left) // 60}:{int(left) % 60:02d} left")
+    text = f"attacks: {label}, {self._done / self._work:.0%} done"
+    if self._done:  # the first batch has only begun, and may take long
+      left = (now - self._start) * (self._work / self._done - 1.0)
+      text += f", {int(left) // 60}:{int(left) % 60:02d} left"
     print(f"\r\033[K{text}" if self._terminal else text,
           end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 

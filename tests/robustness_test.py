@@ -96,7 +96,7 @@ def test_refusals(plain: experiment.Experiment, names: list[str],
 
 def test_time_left(monkeypatch: pytest.MonkeyPatch,
                    capsys: pytest.CaptureFixture) -> None:
-  clock = iter([0.0, 9.0, 11.0, 12.0])
+  clock = iter([0.0, 9.0, 11.0, 12.0, 0.0, 14.0])
   monkeypatch.setattr(robustness.time, "monotonic", lambda: next(clock))
   progress = robustness.Progress(100.0)
   for _ in range(3):
@@ -104,3 +104,5 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch,
   progress.close()
   # 10 of 100 in 11 s: 99 s are left.
   assert capsys.readouterr().err == "attacks: pgd20, 10% done, 1:39 left\n"
+  robustness.Progress(100.0).advance("none", 0.0)  # no rate to go by yet
+  assert capsys.readouterr().err == "attacks: none, 0% done\n"
