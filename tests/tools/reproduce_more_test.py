@@ -113,6 +113,21 @@ def test_axes_without_points_are_left_out(
       spec, results, {}, positions, tmp_path / 'figure.png')
 
 
+def test_a_hash_is_of_settings_and_not_of_places() -> None:
+  hashes = [reproduce_runs.config_hash(
+      {'seed': seed, 'data': {'path': path, 'augment': 'none'}})
+            for seed, path in ((0, 'a'), (0, 'b'), (1, 'a'))]
+  assert hashes[0] == hashes[1] != hashes[2]
+  assert len(hashes[0]) == 12
+
+
+def test_figures_of_each_seed_can_be_shown() -> None:
+  assert reproduce_report.each(
+      np.array([64.74, -219.1]), 'x') == '64.74, -219.1'
+  assert reproduce_report.each(np.array([0.5]), 'test/accuracy') == '50'
+  assert reproduce_report.each(np.array([]), 'x') == '-'
+
+
 def test_a_gap_is_in_points() -> None:
   assert reproduce_report.cell(
       np.array([0.05, 0.07]), 'test/generalization_gap') == '6.00 ± 1.41'

@@ -394,18 +394,3 @@ def test_a_small_suite_from_start_to_report(tmp_path: pathlib.Path) -> None:
   again = commands.run('tools.reproduce', *arguments)
   assert again.code == 0 and '[1/' not in again.out
   assert commands.digest(tmp_path / 'out' / 'vanilla') == before
-
-
-def test_a_hash_is_of_settings_and_not_of_places() -> None:
-  hashes = [reproduce_runs.config_hash(
-      {'seed': seed, 'data': {'path': path, 'augment': 'none'}})
-            for seed, path in ((0, 'a'), (0, 'b'), (1, 'a'))]
-  assert hashes[0] == hashes[1] != hashes[2]
-  assert len(hashes[0]) == 12
-
-
-def test_figures_of_each_seed_can_be_shown() -> None:
-  assert reproduce_report.each(
-      np.array([64.74, -219.1]), 'x') == '64.74, -219.1'
-  assert reproduce_report.each(np.array([0.5]), 'test/accuracy') == '50'
-  assert reproduce_report.each(np.array([]), 'x') == '-'
