@@ -206,8 +206,7 @@ def test_a_fit_finds_what_made_the_times() -> None:
   assert found.passes.per_image == pytest.approx(0.001, rel=1e-6)
 
 
-def test_the_step_times_in_results_md() -> None:
-  """docs/scaling.md, One device here."""
+def test_three_step_times_and_two_parameters() -> None:
   runs = [cost_model.Run(method, 256, 1)
           for method in ('vanilla', 'conadv', 'disadv')]
   machine = cost_fit.fit_pass_times(runs, [0.811, 2.110, 2.199],
