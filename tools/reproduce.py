@@ -67,12 +67,12 @@ def main() -> None:
     suite = suites.load(_SUITE.value, _BUDGET.value, _SET.value)
     seeds = command_line.numbers(_SEEDS, int)
     ways = _ways(suite)
-    folder = pathlib.Path(_OUTPUT.value).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     if not suite.data and (_DATA.value or _EXAMPLES.value):
       raise InputError(
           f"--{'data' if _DATA.value else 'examples'}: the suite {suite.name} "
           "takes no file: its runs use the data of their configuration")
+    folder = pathlib.Path(_OUTPUT.value).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     if suite.data:
       suite = _sized(suite)
       reproduce_data.prepare(

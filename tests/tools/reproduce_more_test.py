@@ -73,11 +73,18 @@ def test_a_margin_is_in_points() -> None:
   assert head[2] == '| b | 0 | - | - | - | not resolved (n < 5) |'
 
 
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+  """Figures that are drawn, in place of closing them."""
+  from matplotlib import pyplot
+  drawn = []
+  monkeypatch.setattr(pyplot, 'close', drawn.append)
+  return drawn
+
+
 def test_a_legend_names_only_lines_with_points(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  from matplotlib import colors, pyplot
-  pictures = []
-  monkeypatch.setattr(pyplot, 'close', pictures.append)
+    tmp_path: pathlib.Path, pictures: list[Any]) -> None:
+  from matplotlib import colors
   spec = {'x': 'attack.radius', 'y': {'accuracy': 'test/accuracy'},
           'lines': {'not run': ['a'], 'run': ['b']}}
   assert reproduce_report.draw(
@@ -92,10 +99,7 @@ def test_a_legend_names_only_lines_with_points(
 
 
 def test_axes_without_points_are_left_out(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  from matplotlib import pyplot
-  pictures = []
-  monkeypatch.setattr(pyplot, 'close', pictures.append)
+    tmp_path: pathlib.Path, pictures: list[Any]) -> None:
   spec = {'x': 'data.global_batch_size',
           'y': {'loss': 'loss', 'accuracy': 'test/accuracy'},
           'lines': {'vanilla': ['a', 'b']}}
